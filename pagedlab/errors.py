@@ -1,0 +1,35 @@
+"""Every error pagedlab raises on purpose; each message is one sentence that says what to change."""
+
+from __future__ import annotations
+
+
+class PagedlabError(Exception):
+    """Base class: `except PagedlabError` catches every deliberate refusal."""
+
+
+class ConfigError(PagedlabError, ValueError):
+    """An engine option is out of range, or two options contradict each other."""
+
+
+class InvalidRequestError(PagedlabError, ValueError):
+    """One request cannot be served as asked. The engine and all other requests go on."""
+
+
+class ModelError(PagedlabError):
+    """The model could not be found, read, or recognised."""
+
+
+class BackendError(PagedlabError):
+    """An attention backend was asked for something it cannot do (device, dtype, shape)."""
+
+
+class GenerationError(PagedlabError):
+    """Some requests failed while they ran.
+
+    Attributes:
+        outputs: every RequestOutput of the call, failed ones included, in prompt order, so that nothing is lost.
+    """
+
+    def __init__(self, message: str, outputs: list | None = None) -> None:
+        super().__init__(message)
+        self.outputs = outputs or []

@@ -1,0 +1,1 @@
+"""Layer 1: how people reach the engine."""

@@ -1,0 +1,1 @@
+"""Layer 2: what runs next, and on which memory."""

@@ -1,0 +1,1 @@
+"""Layer 3: where it runs: device, KV tensors, forward pass, sampling."""

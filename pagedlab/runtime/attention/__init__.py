@@ -1,0 +1,1 @@
+"""Attention over a paged KV cache: one signature, one file a backend."""

@@ -1,0 +1,128 @@
+"""The one signature that every attention backend implements, and the per-step metadata it reads.
+
+The KV cache of one layer is one tensor `[2, num_blocks, block_size, num_kv_heads, head_dim]` (0: keys, 1: values) for
+every backend, so that block copies and swaps are the same everywhere. Block 0 is the null block: padding may be written
+there, and nobody's context ever contains it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """Where the rows of one ragged batch live. Tensors are on the compute device; the lists are their host copies.
+
+    Attributes:
+        block_tables: [num_seqs, max_blocks] int32
+        query_starts: [num_seqs + 1] int32
+        seq_lens: [num_seqs] int32, context length with this step's tokens included
+        slot_mapping: [num_tokens] int64
+        query_lens_host, seq_lens_host: plain integers, so that planning needs no device synchronisation
+        plan: whatever the backend's `plan` returned for this step
+    """
+
+    block_tables: Tensor
+    query_starts: Tensor
+    seq_lens: Tensor
+    slot_mapping: Tensor
+    query_lens_host: list[int]
+    seq_lens_host: list[int]
+    plan: Any = field(default=None)
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.seq_lens_host)
+
+    @property
+    def max_query_len(self) -> int:
+        return max(self.query_lens_host)
+
+    @property
+    def max_seq_len(self) -> int:
+        return max(self.seq_lens_host)
+
+
+class AttentionBackend(ABC):
+    """Writes keys and values into a paged cache, and attends over it.
+
+    Query row `r` of sequence `i` stands at position `seq_lens[i] - query_lens[i] + r` and sees the positions up to its
+    own (causal), no more than `sliding_window` of them, its own included, if that is not None.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def unsupported_reason(
+        cls, *, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int
+    ) -> str | None:
+        """Why this backend cannot serve such a model here (one sentence), or None if it can."""
+        return None
+
+    def plan(self, metadata: AttentionMetadata, *, block_size: int, sliding_window: int | None) -> Any:
+        """Once a step, before the first layer: anything that all layers share. The result is `metadata.plan`."""
+        return None
+
+    def write(self, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+        """Store `key` and `value` [num_tokens, num_kv_heads, head_dim] at their slots of `kv_cache`."""
+        _, num_blocks, block_size, num_kv_heads, head_dim = kv_cache.shape
+        slots = kv_cache.view(2, num_blocks * block_size, num_kv_heads, head_dim)
+        slots[0].index_copy_(0, slot_mapping, key)
+        slots[1].index_copy_(0, slot_mapping, value)
+
+    @abstractmethod
+    def attend(
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, *, scale: float, sliding_window: int | None
+    ) -> Tensor:
+        """Attention output [num_tokens, num_heads, head_dim] of `query` (same shape) over the paged context."""
+
+
+class FunctionBackend(AttentionBackend):
+    """A learner's plain function in place of a backend.
+
+    The function is called as `fn(query, key_cache, value_cache, block_tables, query_starts, seq_lens, scale=...,
+    sliding_window=...)` with caches `[num_blocks, block_size, num_kv_heads, head_dim]`, and returns the output.
+    """
+
+    name: ClassVar[str] = "function"
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+
+    def attend(
+        self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, *, scale: float, sliding_window: int | None
+    ) -> Tensor:
+        return self.function(
+            query,
+            kv_cache[0],
+            kv_cache[1],
+            metadata.block_tables,
+            metadata.query_starts,
+            metadata.seq_lens,
+            scale=scale,
+            sliding_window=sliding_window,
+        )
+
+
+class AttentionContext:
+    """What a model calls in place of attention: it knows the backend, the cache of each layer and the step's metadata."""
+
+    def __init__(self, backend: AttentionBackend, kv_caches: list[Tensor], metadata: AttentionMetadata) -> None:
+        self.backend = backend
+        self.kv_caches = kv_caches
+        self.metadata = metadata
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None = None
+    ) -> Tensor:
+        """Write this step's keys and values for `layer`, then attend. Shapes `[num_tokens, heads, head_dim]`."""
+        cache = self.kv_caches[layer]
+        self.backend.write(key, value, cache, self.metadata.slot_mapping)
+        return self.backend.attend(query, cache, self.metadata, scale=scale, sliding_window=sliding_window)

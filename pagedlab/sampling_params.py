@@ -1,0 +1,174 @@
+"""SamplingParams: how one request wants its tokens chosen, with vLLM's names, ranges and defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pagedlab.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+"""Most alternatives that `logprobs` and `prompt_logprobs` may ask for (vLLM's default limit)."""
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Decoding options of one request; vLLM's `SamplingParams`.
+
+    Args:
+        n: number of completions for the prompt. They share its KV blocks (copy-on-write).
+        temperature: 0 is greedy; 1 samples from the model's own distribution.
+        top_p: keep the smallest set of tokens whose probability reaches this (0 < top_p <= 1).
+        top_k: keep the k most probable tokens; 0 or -1 keeps all.
+        min_p: keep tokens at least this times as probable as the most probable one (0 <= min_p <= 1).
+        max_tokens: most tokens to generate.
+        min_tokens: end-of-text and stop tokens cannot be sampled before this many tokens.
+        stop: string or strings that end the text; not part of it unless `include_stop_str_in_output`.
+        stop_token_ids: ids that end the text.
+        seed: makes the request reproducible whatever else is in the batch; None derives one from the engine's seed.
+        ignore_eos: go on after the end-of-text token.
+        logprobs: also return this many best alternatives for each sampled token (the sampled one is always included).
+        prompt_logprobs: the same for each prompt token, given those before it.
+        presence_penalty, frequency_penalty: subtracted once, or once an occurrence, from tokens already generated (-2 to 2).
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output (> 0).
+        logit_bias: token id -> value added to its logit.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        InvalidRequestError: a value is out of its range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    seed: int | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.logit_bias is not None:
+            try:
+                bias = {int(token): float(value) for token, value in dict(self.logit_bias).items()}
+            except (TypeError, ValueError) as error:
+                raise InvalidRequestError(f"logit_bias must map token ids to numbers: {error}.") from None
+            object.__setattr__(self, "logit_bias", bias)
+        self._check()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def changes_logits(self) -> bool:
+        """True if anything but temperature and truncation touches the logits."""
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+            or self.min_tokens
+        )
+
+    def clone(self, **changes: Any) -> SamplingParams:
+        """A checked copy with some fields changed."""
+        return replace(self, **changes)
+
+    def _check(self) -> None:
+        self._integer("n", 1, 1024)
+        self._integer("max_tokens", 1)
+        self._integer("min_tokens", 0)
+        self._integer("top_k", -1)
+        self._number("temperature", 0.0, 100.0)
+        self._number("top_p", 0.0, 1.0, above=True)
+        self._number("min_p", 0.0, 1.0)
+        self._number("presence_penalty", -2.0, 2.0)
+        self._number("frequency_penalty", -2.0, 2.0)
+        self._number("repetition_penalty", 0.0, 100.0, above=True)
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}): lower one or raise the other."
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._integer(name, 0, MAX_LOGPROBS)
+        if self.seed is not None:
+            self._integer("seed", -MAX_SEED, MAX_SEED)
+        for text in self.stop or ():
+            if not isinstance(text, str) or not text:
+                raise InvalidRequestError(f"stop must be non-empty strings, got {text!r}.")
+        for token in self.stop_token_ids or ():
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise InvalidRequestError(f"stop_token_ids must be token ids (integers >= 0), got {token!r}.")
+        for token, value in (self.logit_bias or {}).items():
+            if token < 0 or not math.isfinite(value) or abs(value) > 100:
+                raise InvalidRequestError(
+                    f"logit_bias must map token ids >= 0 to values from -100 to 100, got {token}: {value}."
+                )
+        if self.is_greedy and self.n > 1:
+            raise InvalidRequestError("n must be 1 when temperature is 0: greedy completions would all be the same.")
+
+    def _integer(self, name: str, low: int, high: int | None = None) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidRequestError(f"{name} must be an integer, got {value!r}.")
+        if value < low or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise InvalidRequestError(f"{name} must be {bounds}, got {value}.")
+
+    def _number(self, name: str, low: float, high: float, above: bool = False) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InvalidRequestError(f"{name} must be a finite number, got {value!r}.")
+        if value < low or value > high or (above and value == low):
+            bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+            raise InvalidRequestError(f"{name} must be {bounds}, got {value}.")
+
+
+@dataclass(frozen=True)
+class BeamSearchParams:
+    """Options of `LLM.beam_search`; vLLM's `BeamSearchParams`.
+
+    Args:
+        beam_width: hypotheses kept after each token, and returned.
+        max_tokens: most tokens to generate.
+        ignore_eos: go on after the end-of-text token.
+        temperature: divides the logits before they are scored; 0 scores the model's own distribution.
+        length_penalty: a finished hypothesis scores its summed log-probability over length ** length_penalty.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, high in (("beam_width", 64), ("max_tokens", None)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (high and value > high):
+                bounds = f"from 1 to {high}" if high else "at least 1"
+                raise InvalidRequestError(f"{name} must be an integer {bounds}, got {value!r}.")
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise InvalidRequestError(f"temperature must be at least 0, got {self.temperature}.")
+        if not math.isfinite(self.length_penalty):
+            raise InvalidRequestError(f"length_penalty must be a finite number, got {self.length_penalty}.")
