@@ -1,0 +1,159 @@
+"""Request: one sequence on its way through the engine: the tokens it has, and how many of them are computed."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+from pagedlab.runtime.batch import TokenLogprobs
+from pagedlab.sampling_params import SamplingParams
+
+
+class RequestStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    SWAPPED = "swapped"
+    """Waiting, with its KV in host memory."""
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class PoolingParams:
+    """How `encode` turns the hidden states of a prompt into one vector.
+
+    Args:
+        pooling: "last" takes the last token's state, "mean" averages over all tokens.
+        normalize: scale the vector to length 1.
+    """
+
+    pooling: str = "last"
+    normalize: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One sequence. A prompt with n completions is one Request that forks into n once its prompt is computed.
+
+    There is no prefill state and no decode state: a step computes some of the tokens that are known and not yet
+    computed, and a request whose tokens are all computed gets a new one.
+
+    Attributes:
+        request_id: the sequence's own id
+        prompt_token_ids: tokens that the caller gave
+        params: options of the request
+        stop_token_ids: ids that end it (end of text, unless ignored, and params.stop_token_ids)
+        seed: fixes the sequence's random draws, whoever shares its batch
+        arrival: number of arrivals before it; the order of fcfs
+        priority: smaller runs first under the priority policy
+        cache_salt: prefix-cache hits happen only between requests of equal salt
+        pooling: set for `encode`: no token is sampled, the prompt's hidden states are pooled
+        keeps_candidates: a beam: its sampled candidates are kept for the beam search to choose from, none is appended
+        token_ids: prompt and output so far
+        num_computed_tokens: leading tokens whose KV is in the cache
+        pending_forks: sequences that will share this one's prompt, and are not yet forked from it
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    arrival: int = 0
+    priority: int = 0
+    cache_salt: str | None = None
+    pooling: PoolingParams | None = None
+    keeps_candidates: bool = False
+    pending_forks: list[Request] = field(default_factory=list)
+
+    status: RequestStatus = RequestStatus.WAITING
+    token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Tokens of the first admission that came from the prefix cache."""
+    num_preemptions: int = 0
+    finish_reason: str | None = None
+    """stop, length, abort or error."""
+    stop_reason: int | str | None = None
+    """The stop token or stop string that ended it, or the error's sentence."""
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    candidates: TokenLogprobs | None = None
+    pooled: list[float] | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+        self.num_prompt_tokens = len(self.prompt_token_ids)
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * self.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Prompt and longest output."""
+        return self.num_prompt_tokens + (0 if self.pooling else self.params.max_tokens)
+
+    @property
+    def may_use_prefix_cache(self) -> bool:
+        """False while every prompt token's own logits or hidden state is needed, which a hit would skip."""
+        needs_all_logits = self.params.prompt_logprobs is not None and not self.num_output_tokens
+        return not needs_all_logits and not (self.pooling and self.pooling.pooling == "mean")
+
+    def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
+        """Take a sampled token, and finish if it ends the sequence."""
+        self.token_ids.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if token_id in self.stop_token_ids and self.num_output_tokens >= self.params.min_tokens:
+            self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
+        elif len(self.token_ids) - self.num_prompt_tokens >= self.params.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str, stop_reason: int | str | None = None) -> None:
+        self.status = RequestStatus.FINISHED
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+
+    def block_hash(self, index: int, block_size: int) -> bytes:
+        """Hash of the sequence's full block `index`: sha256 over (hash of the block before, token ids).
+
+        The chain starts from the salt, so that equal hashes mean equal tokens from the first one on, and equal salt.
+        Hashes are computed once: a sequence only ever grows at its end.
+        """
+        while len(self.block_hashes) <= index:
+            start = len(self.block_hashes) * block_size
+            parent = self.block_hashes[-1] if self.block_hashes else hash_root(self.cache_salt)
+            self.block_hashes.append(hash_block(parent, self.token_ids[start : start + block_size]))
+        return self.block_hashes[index]
+
+
+def hash_root(cache_salt: str | None) -> bytes:
+    """Parent of a first block: nothing, or the tenant's salt."""
+    return hashlib.sha256(b"pagedlab" if cache_salt is None else b"pagedlab:" + cache_salt.encode()).digest()
+
+
+def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
+    """sha256 over the parent's hash and the tokens as 64-bit integers."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()

@@ -1,0 +1,276 @@
+"""Scheduler: which tokens are computed in the next step.
+
+There is no prefill step and no decode step. Each request has tokens that are known and tokens that are computed; a step
+lets requests catch up within one token budget, those that run first, then those that wait, the last one cut into a
+chunk. A decode is a request that lags by one token. (vLLM V1's unified scheduler; chunked prefill: Agrawal et al. 2023,
+arXiv 2308.16369; iteration-level scheduling: Yu et al., OSDI 2022.)
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagedlab.errors import ConfigError
+from pagedlab.model_authoring.block_manager import BlockManager
+from pagedlab.model_authoring.request import Request, RequestStatus
+from pagedlab.runtime.batch import BlockOps, StepResult
+from pagedlab.trace import Tracer
+
+
+@dataclass(slots=True)
+class ScheduledRequest:
+    """Compute tokens `start .. start + num_tokens - 1` of `request` in this step."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def catches_up(self) -> bool:
+        """True if nothing known is left to compute afterwards, so that the step yields a token."""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+    @property
+    def sampled(self) -> list[Request]:
+        """The sequences that get a token from this: a prompt with n completions serves all n at once."""
+        if not self.catches_up or self.request.pooling:
+            return []
+        return [self.request, *self.request.pending_forks]
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One step: what to compute, the block moves to make first, and who lost its blocks for it."""
+
+    items: list[ScheduledRequest]
+    ops: BlockOps
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.items)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.items
+
+
+class Scheduler:
+    """Keeps the waiting and the running requests, and decides each step.
+
+    A policy is a sort key: subclass and override `sort_key` to make your own (`LLM(scheduler_cls=...)`).
+
+    Args:
+        block_manager: grants and takes back KV blocks.
+        max_num_seqs: most sequences that run at once.
+        max_num_batched_tokens: token budget of a step.
+        policy: fcfs, priority or sjf.
+        preemption_mode: recompute or swap.
+        tracer: receives schedule, preempt and finish events.
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        policy: str = "fcfs",
+        preemption_mode: str = "recompute",
+        tracer: Tracer | None = None,
+    ) -> None:
+        if max_num_batched_tokens < max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({max_num_batched_tokens}) must be at least max_num_seqs ({max_num_seqs}), "
+                "so that every running sequence can get its next token in one step: raise the first or lower the second."
+            )
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.policy = policy
+        self.preemption_mode = preemption_mode
+        self.tracer = tracer or Tracer()
+        self.waiting: list[Request] = []
+        """Ordered by `sort_key`."""
+        self.running: list[Request] = []
+        """In order of admission."""
+        self.num_preemptions = 0
+
+    # ---- policy -------------------------------------------------------------------------------------------------
+
+    def sort_key(self, request: Request) -> Any:
+        """Smaller is sooner. The waiting request with the smallest key is admitted next, and when blocks run out the
+        running request with the largest key is preempted. The key of a request must not change while it waits."""
+        if self.policy == "priority":
+            return (request.priority, request.arrival)
+        if self.policy == "sjf":
+            return (request.max_total_tokens, request.arrival)
+        return request.arrival
+
+    # ---- requests come and go -----------------------------------------------------------------------------------
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        insort(self.waiting, request, key=self.sort_key)
+
+    def finish(self, request: Request, reason: str, stop_reason: int | str | None = None) -> None:
+        """End a request at any moment between steps and free all it holds; its unborn forks end with it."""
+        if request.is_finished:
+            return
+        request.finish(reason, stop_reason)
+        self._remove(request)
+
+    def fork(self, parent: Request, child: Request) -> None:
+        """Let `child`, whose tokens start with `parent`'s computed ones, go on from parent's blocks.
+
+        A parent that runs shares its blocks at once, and the child runs beside it. A parent that lost its blocks has
+        nothing to share: the child waits, and computes its tokens (or hits them in the prefix cache).
+        """
+        if parent.status is RequestStatus.RUNNING:
+            self.block_manager.fork(parent, child)
+            child.num_computed_tokens = parent.num_computed_tokens
+            child.status = RequestStatus.RUNNING
+            self.running.insert(self.running.index(parent) + 1, child)
+        else:
+            self.add(child)
+
+    # ---- one step -----------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Schedule:
+        """Decide one step. Requests in it own all the slots they will write."""
+        items: dict[Request, ScheduledRequest] = {}
+        preempted: list[Request] = []
+        budget = self.max_num_batched_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            num_new = min(request.num_uncomputed_tokens, budget)
+            while num_new and not self.block_manager.allocate(request, request.num_computed_tokens + num_new):
+                victim = max(self.running, key=self.sort_key)
+                if victim in items:
+                    budget += items.pop(victim).num_tokens
+                if self.running.index(victim) < index:
+                    index -= 1
+                self._preempt(victim)
+                preempted.append(victim)
+                if victim is request:
+                    break
+            else:
+                if num_new:
+                    items[request] = ScheduledRequest(request, request.num_computed_tokens, num_new)
+                    budget -= num_new
+                index += 1
+        if not preempted:
+            # A step that takes blocks away admits nobody: those blocks are for the ones that run.
+            budget = self._admit_waiting(items, budget)
+        return Schedule(list(items.values()), self.block_manager.take_ops(), preempted)
+
+    def _admit_waiting(self, items: dict[Request, ScheduledRequest], budget: int) -> int:
+        seats = self.max_num_seqs - sum(1 + len(request.pending_forks) for request in self.running)
+        while self.waiting and budget > 0:
+            request = self.waiting[0]
+            seats -= 1 + len(request.pending_forks)
+            if seats < 0 or not self._take_blocks(request):
+                break
+            num_new = min(request.num_uncomputed_tokens, budget)
+            if num_new:
+                granted = self.block_manager.allocate(request, request.num_computed_tokens + num_new)
+                assert granted, "can_hold promised the blocks of all known tokens"
+                items[request] = ScheduledRequest(request, request.num_computed_tokens, num_new)
+                budget -= num_new
+            self.waiting.pop(0)
+            self.running.append(request)
+            request.status = RequestStatus.RUNNING
+        return budget
+
+    def _take_blocks(self, request: Request) -> bool:
+        """Get a waiting request its cached or swapped blocks, if all its known tokens would then fit."""
+        manager = self.block_manager
+        if request.status is RequestStatus.SWAPPED:
+            if manager.blocks_for(request.num_tokens) > manager.num_free_blocks:
+                return False
+            return manager.swap_in(request)
+        num_hits = manager.attach_prefix(request)
+        if not manager.can_hold(request, request.num_tokens):
+            manager.free(request)
+            return False
+        manager.record_lookup(request.num_tokens, num_hits)
+        request.num_computed_tokens = num_hits
+        if not request.num_preemptions:
+            request.num_cached_tokens = num_hits
+        return True
+
+    def update(self, schedule: Schedule, result: StepResult) -> list[Request]:
+        """Book the outcome of a step: computed tokens, new tokens, forks, ends.
+
+        Returns:
+            the sequences that got a token, a pooled vector or an error, in the order of `result`.
+        """
+        advanced: list[Request] = []
+        row = 0
+        for item in schedule.items:
+            request = item.request
+            sampled = item.sampled
+            if request.is_finished:
+                row += len(sampled)
+                continue
+            request.num_computed_tokens = item.start + item.num_tokens
+            error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
+            if error is not None:
+                self._fail(request, error, advanced)
+                row += len(sampled)
+                continue
+            self.block_manager.mark_computed(request)
+            if not sampled:
+                continue
+            forks, request.pending_forks = request.pending_forks, []
+            for child in forks:
+                self.fork(request, child)
+            for sequence in sampled:
+                logprobs = result.logprobs[row] if result.logprobs is not None else None
+                if sequence.keeps_candidates:
+                    sequence.candidates = logprobs
+                else:
+                    sequence.append(result.token_ids[row], logprobs)
+                    if sequence.is_finished:
+                        self._remove(sequence)
+                advanced.append(sequence)
+                row += 1
+        return advanced
+
+    def _fail(self, request: Request, error: str, advanced: list[Request]) -> None:
+        """End a request whose numbers are invalid; they must not be hit by others."""
+        self.block_manager.forget_content(request)
+        for sequence in (request, *request.pending_forks):
+            sequence.finish("error", error)
+            advanced.append(sequence)
+        self._remove(request)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's blocks; it waits, and loses no token."""
+        swapped = self.preemption_mode == "swap" and self.block_manager.swap_out(request)
+        if not swapped:
+            self.block_manager.free(request)
+            request.num_computed_tokens = 0
+        self.running.remove(request)
+        request.status = RequestStatus.SWAPPED if swapped else RequestStatus.WAITING
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.tracer.emit("preempt", "model_authoring", request.request_id, mode="swap" if swapped else "recompute")
+        self.add(request)
+
+    def _remove(self, request: Request) -> None:
+        for queue in (self.running, self.waiting):
+            if request in queue:
+                queue.remove(request)
+                break
+        self.block_manager.free(request)
+
+    def unfinished(self) -> Iterable[Request]:
+        """Every request in the scheduler: those that run, then those that wait."""
+        return [*self.running, *self.waiting]
