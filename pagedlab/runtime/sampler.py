@@ -1,0 +1,273 @@
+"""Sampler: logits in, one token a row out. Options, their order and their meaning are vLLM's.
+
+For one row: log-probabilities of the untouched logits; then logit_bias, min_tokens, repetition, frequency and presence
+penalties; greedy rows take the best token here; the others go on with temperature, min_p, top_k, top_p and the draw.
+
+**No row can see another.** What a request gets must not depend on its neighbours, its place in the batch, on
+preemption or on the way a sum was split over threads. Three choices make that exact rather than likely:
+
+- The random number is `uniform(seed, number of output tokens)`, a hash. A generator would carry state, which a
+  preempted or swapped request would have to save and a batch would have to advance once for each row.
+- Probabilities become integer weights (the best token has 2**40). Integer sums are associative, so any scan order,
+  batch shape or device gives the same cumulative sums from the same weights, and the inverse CDF cannot run past the
+  last token or stop on a token of weight zero. Tokens 2**40 times less probable than the best one are never drawn.
+- Tokens are ordered by (logit, lowest id first), which has no ties: top_k keeps exactly k tokens, top_p the shortest
+  prefix, and top_k=1 is greedy, even though 16-bit models tie often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagedlab.runtime.batch import SamplingRow, StepResult, TokenLogprobs
+
+WEIGHT_OF_BEST = 2.0**40
+"""Weight of the most probable token; leaves room for 2**22 tokens in an int64 sum."""
+
+NARROW = 1024
+"""Candidates that are looked for before a row is sorted: top-k costs a quarter of a sort of a 49,152-token row."""
+
+
+class Sampler:
+    """Chooses one token a row. Holds no state, so one sampler serves every request and any device."""
+
+    def __call__(self, logits: Tensor, rows: list[SamplingRow]) -> StepResult:
+        """Sample `rows[i]` from `logits[i]`.
+
+        Args:
+            logits: [rows, vocab] float32; left unchanged
+            rows: what each row wants
+
+        Returns:
+            Token ids, log-probabilities where asked for, and an error for each row without a valid distribution.
+            The host waits for the device once, at the end.
+        """
+        if not rows:
+            return StepResult(token_ids=[])
+        peaks, token_ids = _best(logits)
+        special = [i for i, row in enumerate(rows) if not row.params.is_greedy or row.params.changes_logits]
+        if special:
+            index = torch.tensor(special, device=logits.device)
+            new_peaks, token_ids[index] = _choose(logits, special, [rows[i] for i in special])
+            # A row that came in broken stays broken, even if a mask hid its NaN.
+            peaks[index] = torch.where(peaks[index].isfinite(), new_peaks, peaks[index])
+        scored = [i for i, row in enumerate(rows) if row.num_logprobs is not None]
+        answer = [token_ids.double(), peaks.double()]  # float64 holds ids, float32 and ranks exactly: one transfer
+        if scored:
+            index = torch.tensor(scored, device=logits.device)
+            most = max(rows[i].num_logprobs or 0 for i in scored)
+            answer.append(_logprob_table(_rows(logits, index), token_ids[index], most).flatten())
+        host = torch.cat(answer).cpu().numpy()
+        result = StepResult(token_ids=host[: len(rows)].astype(np.int64).tolist())
+        host_peaks = host[len(rows) : 2 * len(rows)]
+        if not np.isfinite(host_peaks).all():
+            result.errors = {int(i): _explain(host_peaks[i]) for i in np.flatnonzero(~np.isfinite(host_peaks))}
+        if scored:
+            table = host[2 * len(rows) :].reshape(len(scored), 3, -1)
+            result.logprobs = [None] * len(rows)
+            for i, entry in zip(scored, table, strict=True):
+                result.logprobs[i] = _token_logprobs(entry, rows[i].num_logprobs or 0)
+        return result
+
+
+def score_prompt(logits: Tensor, target_ids: Sequence[int], num_logprobs: int) -> list[TokenLogprobs]:
+    """Log-probabilities of known tokens: `logits[i]` [vocab] is the distribution that `target_ids[i]` came from."""
+    if not len(target_ids):
+        return []
+    targets = torch.as_tensor(np.asarray(target_ids, dtype=np.int64), device=logits.device)
+    table = _logprob_table(logits, targets, num_logprobs).cpu().numpy()
+    return [_token_logprobs(entry, num_logprobs) for entry in table]
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments; 53 random bits."""
+    digest = blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (ascending) of `x`: `x` itself, not a copy, if that is all of them."""
+    return x if len(index) == len(x) else x.index_select(0, index)
+
+
+def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value [rows] and its lowest index [rows]. NaN counts as the largest, so the value alone tells of it."""
+    on_cpu = logits.device.type == "cpu"  # NumPy gives torch.argmax's answer there, ten times faster
+    index = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
+    return logits.gather(1, index[:, None])[:, 0], index
+
+
+def _choose(logits: Tensor, special: list[int], rows: list[SamplingRow]) -> tuple[Tensor, Tensor]:
+    """Rows `special` of `logits`, which are not plain greedy -> (largest logit once changed, token id)."""
+    x = _rows(logits, torch.tensor(special, device=logits.device))
+    if any(row.params.changes_logits for row in rows):
+        x = x.clone() if x is logits else x  # the caller's logits stay as they are
+        _change_logits(x, rows)
+    peaks, token_ids = _best(x)
+    drawn = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+    if len(drawn) == len(rows):
+        token_ids = _draw(x, peaks, rows)
+    elif drawn:
+        index = torch.tensor(drawn, device=x.device)
+        token_ids[index] = _draw(_rows(x, index), peaks[index], [rows[i] for i in drawn])
+    return peaks, token_ids
+
+
+def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
+    """Apply logit_bias, min_tokens and the penalties to `x` [rows, vocab], in place. Unknown token ids do nothing."""
+    vocab = x.shape[1]
+    flat = x.view(-1)
+    biased: dict[int, float] = {}
+    banned: list[int] = []
+    seen: list[np.ndarray] = []  # flat indices; then, for each of them, how its logit changes
+    scale: list[np.ndarray] = []
+    subtract: list[np.ndarray] = []
+    for i, row in enumerate(rows):
+        params, output = row.params, row.output_token_ids
+        biased |= {i * vocab + t: bias for t, bias in (params.logit_bias or {}).items() if 0 <= t < vocab}
+        if len(output) < params.min_tokens:
+            banned += [i * vocab + t for t in row.stop_token_ids if 0 <= t < vocab]
+        if params.repetition_penalty == 1.0 and not params.frequency_penalty and not params.presence_penalty:
+            continue
+        # The prompt counts for the repetition penalty only.
+        prompt = row.prompt_token_ids if params.repetition_penalty != 1.0 else ()
+        context = np.concatenate([np.asarray(prompt, np.int64), np.asarray(output, np.int64)])
+        tokens, where = np.unique(context, return_inverse=True)
+        counts = np.bincount(where[len(prompt) :], minlength=len(tokens))
+        known = (tokens >= 0) & (tokens < vocab)
+        tokens, counts = tokens[known], counts[known]
+        seen.append(i * vocab + tokens)
+        scale.append(np.full(len(tokens), params.repetition_penalty))
+        subtract.append(params.frequency_penalty * counts + params.presence_penalty * (counts > 0))
+    if biased:
+        index = torch.tensor(list(biased), device=x.device)
+        flat.index_add_(0, index, torch.tensor(list(biased.values()), dtype=x.dtype, device=x.device))
+    if banned:
+        flat.index_fill_(0, torch.tensor(banned, device=x.device), -math.inf)
+    if seen:
+        index = torch.from_numpy(np.concatenate(seen)).to(x.device)
+        penalty, minus = torch.from_numpy(np.stack((np.concatenate(scale), np.concatenate(subtract)))).to(x)
+        old = flat[index]
+        flat[index] = torch.where(old > 0, old / penalty, old * penalty) - minus
+
+
+def _draw(x: Tensor, peaks: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Draw one token id a row from logits `x` [rows, vocab], whose largest are `peaks` [rows]."""
+    vocab = x.shape[1]
+    options = [
+        (uniform(row.seed, len(row.output_token_ids)), row.params.temperature, row.params.min_p, row.params.top_p)
+        for row in rows
+    ]
+    u, temperature, min_p, top_p = torch.tensor(options, dtype=torch.float64).to(x.device).T
+    limits = [row.params.top_k if 0 < row.params.top_k < vocab else vocab for row in rows]
+    weights = x.sub(peaks[:, None]).div_(temperature.to(x)[:, None]).exp_()
+    if any(row.params.min_p > 0 for row in rows):
+        weights.masked_fill_(weights < min_p.to(x)[:, None], 0.0)
+    weights = weights.mul_(WEIGHT_OF_BEST).long()
+
+    token_ids = torch.empty(len(rows), dtype=torch.int64, device=x.device)
+    top_k = torch.tensor(limits, device=x.device)
+
+    def draw_best(members: list[int], reach: int) -> list[int]:
+        """Draw for `members` among their best `reach` tokens; return those whose top_k or top_p asks for more."""
+        index = torch.tensor(members, device=x.device)
+        ranked = _ranked_ids(_rows(x, index), reach)
+        token_ids[index], covered = _draw_ranked(ranked, _rows(weights, index), top_k[index], top_p[index], u[index])
+        if reach >= max(limits[i] for i in members):
+            return []
+        return [i for i, done in zip(members, covered.tolist(), strict=True) if not done]
+
+    whole: list[int] = []
+    narrow: list[int] = []
+    wide: list[int] = []
+    for i, row in enumerate(rows):
+        untruncated = limits[i] == vocab and row.params.top_p >= 1.0
+        (whole if untruncated else narrow if limits[i] <= NARROW else wide).append(i)
+    if whole:
+        index = torch.tensor(whole, device=x.device)
+        token_ids[index] = _invert(_rows(weights, index), u[index])
+    if narrow:
+        draw_best(narrow, max(limits[i] for i in narrow))
+    if wide and x.device.type == "cpu":  # looking costs nothing here, but on a GPU the host would have to wait
+        wide = draw_best(wide, NARROW)
+    if wide:
+        draw_best(wide, vocab)
+    return token_ids
+
+
+def _draw_ranked(ranked: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from the best tokens `ranked` [rows, reach], cut to `top_k` tokens and then to a mass of `top_p`.
+
+    Returns the token ids, and for each row whether `ranked` reached far enough for its options.
+    """
+    reach, vocab = ranked.shape[1], weights.shape[1]
+    mass = weights.sum(-1)
+    weights = weights.gather(1, ranked)
+    weights.masked_fill_(torch.arange(reach, device=ranked.device) >= top_k[:, None], 0)
+    through = weights.cumsum(-1)
+    # top_p is a share of what top_k left over.
+    wanted = top_p * torch.where(top_k < vocab, through[:, -1], mass)
+    weights.masked_fill_((through - weights).double() >= wanted[:, None], 0)
+    covered = (top_k <= reach) | ((top_k == vocab) & (through[:, -1] >= wanted))
+    return ranked.gather(1, _invert(weights, u)[:, None])[:, 0], covered
+
+
+def _invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Inverse CDF: the first position whose cumulative weight is above `u` of the total. `weights` is int64."""
+    through = weights.cumsum(-1)
+    total = through[:, -1]
+    target = torch.minimum((u * total).long(), total - 1)  # rounding may reach total, which is past the last token
+    position = torch.searchsorted(through, target[:, None].contiguous(), right=True)[:, 0]
+    return position.clamp_(max=weights.shape[1] - 1)  # only a row of NaN gets there
+
+
+def _ranked_ids(x: Tensor, reach: int) -> Tensor:
+    """Ids of the `reach` largest values of each row [rows, reach], equal values by lowest id.
+
+    Value and id are packed into one int64, so that no tie is left for the sort to break as it likes.
+    """
+    bits = (x + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0, its equal
+    keys = torch.empty((*x.shape, 2), dtype=torch.int32, device=x.device)
+    keys[..., 1] = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # high word: integers in the order of the floats
+    keys[..., 0] = ~torch.arange(x.shape[1], dtype=torch.int32, device=x.device)  # low word, unsigned: small ids high
+    packed = keys.view(torch.int64)[..., 0]
+    if reach < x.shape[1]:
+        best = packed.topk(reach).values
+    elif x.device.type == "cpu":  # NumPy's integer sort is vectorised: half the time of torch's
+        best = torch.from_numpy(np.sort(packed.numpy())[:, ::-1].copy())
+    else:
+        best = packed.sort(descending=True).values
+    return ~best.contiguous().view(torch.int32)[:, ::2].long()
+
+
+def _logprob_table(logits: Tensor, token_ids: Tensor, num_logprobs: int) -> Tensor:
+    """[rows, (ids, log-probabilities, ranks), 1 + num_logprobs] float64: the given token first, then the best.
+
+    The given token's rank counts the tokens at least as probable as it, as in vLLM; those listed rank by position.
+    """
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(1, token_ids[:, None])
+    rank = (logprobs >= own).sum(-1, keepdim=True)
+    best = _ranked_ids(logits, min(num_logprobs, logits.shape[1])) if num_logprobs else token_ids[:, None][:, :0]
+    ids = torch.cat((token_ids[:, None], best), 1)
+    ranks = torch.arange(1, best.shape[1] + 1, device=logits.device).expand(len(logits), -1)
+    return torch.stack((ids.double(), logprobs.gather(1, ids).double(), torch.cat((rank, ranks), 1).double()), 1)
+
+
+def _token_logprobs(entry: np.ndarray, num_logprobs: int) -> TokenLogprobs:
+    ids, logprobs, ranks = entry[:, : 1 + num_logprobs]
+    return TokenLogprobs(ids.astype(np.int64).tolist(), logprobs.tolist(), ranks.astype(np.int64).tolist())
+
+
+def _explain(peak: float) -> str:
+    if math.isnan(peak):
+        return "The model returned NaN logits: check its weights, and try dtype='float32' if it ran in 16 bits."
+    if peak > 0:
+        return "A logit is infinite: check the model's weights, and raise repetition_penalty if it is close to 0."
+    return "No token is left to choose from: every logit is -inf; loosen logit_bias, min_tokens or the stop tokens."
