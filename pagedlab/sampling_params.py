@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from pagedlab.errors import InvalidRequestError
@@ -13,6 +14,14 @@ MAX_LOGPROBS = 20
 """Most alternatives that `logprobs` and `prompt_logprobs` may ask for (vLLM's default limit)."""
 
 MAX_SEED = 2**63 - 1
+
+
+class RequestOutputKind(Enum):
+    """What a step returns of a request: all so far, only what is new, or nothing until it has ended (as in vLLM)."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output (> 0).
         logit_bias: token id -> value added to its logit.
         skip_special_tokens: leave special tokens out of the text.
+        output_kind: what each step returns of the request; LLM.generate always takes FINAL_ONLY.
 
     Raises:
         InvalidRequestError: a value is out of its range.
@@ -61,6 +71,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
     skip_special_tokens: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -152,7 +163,7 @@ class BeamSearchParams:
         beam_width: hypotheses kept after each token, and returned.
         max_tokens: most tokens to generate.
         ignore_eos: go on after the end-of-text token.
-        temperature: divides the logits before they are scored; 0 scores the model's own distribution.
+        temperature: must be 0: hypotheses are scored by the model's own distribution.
         length_penalty: a finished hypothesis scores its summed log-probability over length ** length_penalty.
     """
 
@@ -168,7 +179,7 @@ class BeamSearchParams:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (high and value > high):
                 bounds = f"from 1 to {high}" if high else "at least 1"
                 raise InvalidRequestError(f"{name} must be an integer {bounds}, got {value!r}.")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise InvalidRequestError(f"temperature must be at least 0, got {self.temperature}.")
+        if self.temperature != 0:
+            raise InvalidRequestError(f"temperature must be 0 for beam search, got {self.temperature}.")
         if not math.isfinite(self.length_penalty):
             raise InvalidRequestError(f"length_penalty must be a finite number, got {self.length_penalty}.")

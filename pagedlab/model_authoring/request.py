@@ -7,6 +7,8 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
+from torch import Tensor
+
 from pagedlab.runtime.batch import TokenLogprobs
 from pagedlab.sampling_params import SamplingParams
 
@@ -41,6 +43,8 @@ class Request:
 
     Attributes:
         request_id: the sequence's own id
+        group_id: the id the caller gave; all completions of a prompt share it
+        index: which of the prompt's completions this is
         prompt_token_ids: tokens that the caller gave
         params: options of the request
         stop_token_ids: ids that end it (end of text, unless ignored, and params.stop_token_ids)
@@ -49,9 +53,11 @@ class Request:
         priority: smaller runs first under the priority policy
         cache_salt: prefix-cache hits happen only between requests of equal salt
         pooling: set for `encode`: no token is sampled, the prompt's hidden states are pooled
-        keeps_candidates: a beam: its sampled candidates are kept for the beam search to choose from, none is appended
+        num_candidates: for a beam: this many best next tokens are kept in `candidates`, for the beam search to choose
+            from, and none is appended; 0 for everything else
         token_ids: prompt and output so far
         num_computed_tokens: leading tokens whose KV is in the cache
+        num_reserved_seats: running sequences that it will fork into beyond itself (max_num_seqs counts them)
         pending_forks: sequences that will share this one's prompt, and are not yet forked from it
     """
 
@@ -64,7 +70,10 @@ class Request:
     priority: int = 0
     cache_salt: str | None = None
     pooling: PoolingParams | None = None
-    keeps_candidates: bool = False
+    num_candidates: int = 0
+    group_id: str = ""
+    index: int = 0
+    num_reserved_seats: int = 0
     pending_forks: list[Request] = field(default_factory=list)
 
     status: RequestStatus = RequestStatus.WAITING
@@ -81,10 +90,12 @@ class Request:
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     candidates: TokenLogprobs | None = None
-    pooled: list[float] | None = None
+    pooled: Tensor | None = None
+    """Last hidden state, or sum of the hidden states computed so far, [hidden_size] float32."""
     block_hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.group_id = self.group_id or self.request_id
         self.token_ids = list(self.prompt_token_ids)
         self.num_prompt_tokens = len(self.prompt_token_ids)
         if self.params.prompt_logprobs is not None:
@@ -105,6 +116,11 @@ class Request:
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to return beside each sampled token; None for none."""
+        return self.num_candidates or self.params.logprobs
 
     @property
     def is_finished(self) -> bool:

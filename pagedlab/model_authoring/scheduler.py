@@ -22,23 +22,20 @@ from pagedlab.trace import Tracer
 
 @dataclass(slots=True)
 class ScheduledRequest:
-    """Compute tokens `start .. start + num_tokens - 1` of `request` in this step."""
+    """Compute tokens `start .. start + num_tokens - 1` of `request` in this step.
+
+    `sampled` are the sequences that get a token from it: none for a chunk that is not the last, the request itself
+    otherwise, and with it the forks that wait for the prompt (n completions are sampled from one row of logits).
+    """
 
     request: Request
     start: int
     num_tokens: int
+    sampled: list[Request]
 
     @property
-    def catches_up(self) -> bool:
-        """True if nothing known is left to compute afterwards, so that the step yields a token."""
-        return self.start + self.num_tokens == self.request.num_tokens
-
-    @property
-    def sampled(self) -> list[Request]:
-        """The sequences that get a token from this: a prompt with n completions serves all n at once."""
-        if not self.catches_up or self.request.pooling:
-            return []
-        return [self.request, *self.request.pending_forks]
+    def end(self) -> int:
+        return self.start + self.num_tokens
 
 
 @dataclass(slots=True)
@@ -104,10 +101,10 @@ class Scheduler:
         """Smaller is sooner. The waiting request with the smallest key is admitted next, and when blocks run out the
         running request with the largest key is preempted. The key of a request must not change while it waits."""
         if self.policy == "priority":
-            return (request.priority, request.arrival)
+            return (request.priority, request.arrival, request.index)
         if self.policy == "sjf":
-            return (request.max_total_tokens, request.arrival)
-        return request.arrival
+            return (request.max_total_tokens, request.arrival, request.index)
+        return (request.arrival, request.index)
 
     # ---- requests come and go -----------------------------------------------------------------------------------
 
@@ -162,7 +159,7 @@ class Scheduler:
                     break
             else:
                 if num_new:
-                    items[request] = ScheduledRequest(request, request.num_computed_tokens, num_new)
+                    items[request] = self._item(request, num_new)
                     budget -= num_new
                 index += 1
         if not preempted:
@@ -170,18 +167,24 @@ class Scheduler:
             budget = self._admit_waiting(items, budget)
         return Schedule(list(items.values()), self.block_manager.take_ops(), preempted)
 
+    @staticmethod
+    def _item(request: Request, num_new: int) -> ScheduledRequest:
+        catches_up = num_new == request.num_uncomputed_tokens
+        sampled = [request, *request.pending_forks] if catches_up and not request.pooling else []
+        return ScheduledRequest(request, request.num_computed_tokens, num_new, sampled)
+
     def _admit_waiting(self, items: dict[Request, ScheduledRequest], budget: int) -> int:
-        seats = self.max_num_seqs - sum(1 + len(request.pending_forks) for request in self.running)
+        seats = self.max_num_seqs - sum(1 + request.num_reserved_seats for request in self.running)
         while self.waiting and budget > 0:
             request = self.waiting[0]
-            seats -= 1 + len(request.pending_forks)
+            seats -= 1 + request.num_reserved_seats
             if seats < 0 or not self._take_blocks(request):
                 break
             num_new = min(request.num_uncomputed_tokens, budget)
             if num_new:
                 granted = self.block_manager.allocate(request, request.num_computed_tokens + num_new)
                 assert granted, "can_hold promised the blocks of all known tokens"
-                items[request] = ScheduledRequest(request, request.num_computed_tokens, num_new)
+                items[request] = self._item(request, num_new)
                 budget -= num_new
             self.waiting.pop(0)
             self.running.append(request)
@@ -209,7 +212,7 @@ class Scheduler:
         """Book the outcome of a step: computed tokens, new tokens, forks, ends.
 
         Returns:
-            the sequences that got a token, a pooled vector or an error, in the order of `result`.
+            the sequences that got a token, ended or failed, in the order of the schedule.
         """
         advanced: list[Request] = []
         row = 0
@@ -219,21 +222,22 @@ class Scheduler:
             if request.is_finished:
                 row += len(sampled)
                 continue
-            request.num_computed_tokens = item.start + item.num_tokens
+            request.num_computed_tokens = item.end
             error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
             if error is not None:
                 self._fail(request, error, advanced)
                 row += len(sampled)
                 continue
             self.block_manager.mark_computed(request)
+            if request.pooling and not request.num_uncomputed_tokens:
+                self.finish(request, "stop")
+                advanced.append(request)
             if not sampled:
                 continue
-            forks, request.pending_forks = request.pending_forks, []
-            for child in forks:
-                self.fork(request, child)
+            self._fork_pending(request)
             for sequence in sampled:
                 logprobs = result.logprobs[row] if result.logprobs is not None else None
-                if sequence.keeps_candidates:
+                if sequence.num_candidates:
                     sequence.candidates = logprobs
                 else:
                     sequence.append(result.token_ids[row], logprobs)
@@ -242,6 +246,32 @@ class Scheduler:
                 advanced.append(sequence)
                 row += 1
         return advanced
+
+    def _fork_pending(self, request: Request) -> None:
+        """The prompt of n completions is computed: from here on they are n requests."""
+        for child in request.pending_forks:
+            self.fork(request, child)
+        request.pending_forks = []
+        request.num_reserved_seats = 0
+
+    def recover(self, schedule: Schedule, error: str) -> list[Request]:
+        """Put the books right after a step that raised: nobody knows which of its moves and writes were made.
+
+        The requests that the step computed end with `error`. Those that it swapped out compute their tokens again.
+
+        Returns:
+            the sequences that ended.
+        """
+        failed: list[Request] = []
+        for item in schedule.items:
+            if not item.request.is_finished:
+                self._fail(item.request, error, failed)
+        for request in schedule.preempted:
+            if request.status is RequestStatus.SWAPPED:
+                self.block_manager.free(request)
+                request.num_computed_tokens = 0
+                request.status = RequestStatus.WAITING
+        return failed
 
     def _fail(self, request: Request, error: str, advanced: list[Request]) -> None:
         """End a request whose numbers are invalid; they must not be hit by others."""

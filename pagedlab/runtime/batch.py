@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from pagedlab.sampling_params import SamplingParams
 
@@ -47,6 +48,15 @@ class PromptLogprobRows:
 
 
 @dataclass(slots=True)
+class PoolingRows:
+    """Rows of the batch whose hidden states are wanted (`encode`): their sum, or the last one alone."""
+
+    first_row: int
+    num_rows: int
+    kind: str
+
+
+@dataclass(slots=True)
 class RaggedBatch:
     """One step's input. Arrays are host memory; the worker moves them to its device.
 
@@ -59,6 +69,7 @@ class RaggedBatch:
         seq_lens: [num_seqs] int32, tokens in the sequence's context once this step's tokens are written
         sampling: the tokens to sample, in the order the results come back
         prompt_logprobs: rows to score
+        pooling: rows whose hidden states are wanted
     """
 
     token_ids: np.ndarray
@@ -69,6 +80,7 @@ class RaggedBatch:
     seq_lens: np.ndarray
     sampling: list[SamplingRow] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobRows] = field(default_factory=list)
+    pooling: list[PoolingRows] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -82,6 +94,9 @@ class RaggedBatch:
 @dataclass(slots=True)
 class BlockOps:
     """Block moves that must be done before the forward pass, in this order.
+
+    Within `copies` all sources are read before any target is written: a block may be the source of one pair and the
+    target of another.
 
     Attributes:
         swap_out: (device block, host block) pairs
@@ -114,10 +129,12 @@ class StepResult:
         token_ids: sampled ids
         logprobs: one entry a sampled row (None where none was asked for), or None if no row asked
         prompt_logprobs: for each entry of the batch's `prompt_logprobs`, one TokenLogprobs a target
+        pooled: for each entry of the batch's `pooling`, a float32 tensor [hidden_size]
         errors: sampled row -> why it has no valid token (NaN logits); its id is then meaningless
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    pooled: list[Tensor] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)

@@ -1,0 +1,347 @@
+"""LLMEngine: takes requests at any moment, advances all of them a step at a time, and hands out what is new."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pagedlab.config import EngineConfig
+from pagedlab.errors import InvalidRequestError, PagedlabError
+from pagedlab.interfaces.detokenizer import IncrementalDetokenizer
+from pagedlab.interfaces.engine_parts import EngineParts, build_parts
+from pagedlab.interfaces.input_processing import Limits, Prompt, check_lengths, check_params, check_prompt, parse_prompt
+from pagedlab.interfaces.output_processing import Completion, Generation
+from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestMetrics, RequestOutput
+from pagedlab.model_authoring.beam_search import Beam, BeamSearch
+from pagedlab.model_authoring.model_executor import ModelExecutor
+from pagedlab.model_authoring.request import PoolingParams, Request
+from pagedlab.model_authoring.scheduler import Schedule, Scheduler
+from pagedlab.runtime.batch import StepResult
+from pagedlab.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+from pagedlab.trace import Tracer
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine started, and its state now.
+
+    Times are seconds; tokens of a preempted request that are computed again count again in num_computed_tokens.
+    """
+
+    num_steps: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_total_blocks: int = 0
+    num_free_blocks: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    schedule_time: float = 0.0
+    execute_time: float = 0.0
+    update_time: float = 0.0
+
+    @property
+    def kv_cache_usage(self) -> float:
+        return 1 - self.num_free_blocks / max(1, self.num_total_blocks)
+
+    @property
+    def prefix_cache_hit_rate(self) -> float:
+        return self.prefix_cache_hits / max(1, self.prefix_cache_queries)
+
+
+class LLMEngine:
+    """The engine that LLM and the server drive.
+
+    Args:
+        config: every option; EngineConfig() serves the default model.
+        parts: model, worker and memory, if they exist already (tests and simulation put their own here).
+
+    Raises:
+        ConfigError, ModelError, BackendError: the engine cannot be built as asked.
+    """
+
+    def __init__(self, config: EngineConfig | None = None, parts: EngineParts | None = None) -> None:
+        self.config = config or EngineConfig()
+        self.parts = parts or build_parts(self.config)
+        self.tracer = Tracer(self.config.enable_trace)
+        self.tokenizer = self.parts.tokenizer
+        self.block_manager = self.parts.block_manager
+        scheduler_cls = self.config.scheduler_cls or Scheduler
+        self.scheduler: Scheduler = scheduler_cls(
+            block_manager=self.block_manager,
+            max_num_seqs=self.parts.max_num_seqs,
+            max_num_batched_tokens=self.parts.max_num_batched_tokens,
+            policy=self.config.scheduling_policy,
+            preemption_mode=self.config.preemption_mode,
+            tracer=self.tracer,
+        )
+        self.executor = ModelExecutor(self.parts.worker, self.block_manager, self.tracer)
+        self.limits = Limits(
+            vocab_size=self.parts.vocab_size,
+            max_model_len=self.parts.max_model_len,
+            block_size=self.block_manager.block_size,
+            num_blocks=self.block_manager.num_usable_blocks,
+            max_num_seqs=self.parts.max_num_seqs,
+        )
+        self._generations: dict[str, Generation] = {}
+        self._num_arrivals = 0
+        self._stats = EngineStats(num_total_blocks=self.block_manager.num_usable_blocks)
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | BeamSearchParams | PoolingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> None:
+        """Queue a request. It starts with the next step that has room.
+
+        Args:
+            request_id: names the request until it ends.
+            prompt: text, token ids, or vLLM's dictionaries.
+            params: SamplingParams generates, BeamSearchParams searches, PoolingParams pools the hidden states.
+            priority: smaller first, under scheduling_policy="priority".
+            cache_salt: share cached prefixes only with requests of the same salt.
+            add_special_tokens: let the tokenizer add its own to a text prompt (not after a chat template).
+
+        Raises:
+            InvalidRequestError: the request could never be served; the engine is as before.
+        """
+        params = params if params is not None else SamplingParams()
+        if request_id in self._generations:
+            raise InvalidRequestError(f"Request id {request_id!r} is in use: give each unfinished request its own id.")
+        text, token_ids = parse_prompt(prompt, self.tokenizer, add_special_tokens)
+        check_prompt(token_ids, self.limits)
+        metrics = RequestMetrics(arrival_time=time.perf_counter())
+        root = Request(
+            request_id=request_id,
+            prompt_token_ids=token_ids,
+            params=params if isinstance(params, SamplingParams) else SamplingParams(max_tokens=1),
+            arrival=self._num_arrivals,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        generation = Generation(request_id, text, root, metrics)
+        if isinstance(params, BeamSearchParams):
+            self._prepare_beams(root, generation, params)
+        elif isinstance(params, PoolingParams):
+            check_lengths(len(token_ids), 0, 1, self.limits)
+            root.pooling = params
+        else:
+            self._prepare_completions(root, generation, params)
+        self._num_arrivals += 1
+        self._generations[request_id] = generation
+        self.tracer.emit("add_request", "interfaces", request_id, num_prompt_tokens=len(token_ids))
+        self.scheduler.add(root)
+
+    def _prepare_completions(self, root: Request, generation: Generation, params: SamplingParams) -> None:
+        check_params(params, self.limits, self.tokenizer is not None)
+        check_lengths(root.num_prompt_tokens, params.max_tokens, params.n, self.limits)
+        eos = frozenset() if params.ignore_eos else self.parts.eos_token_ids
+        root.stop_token_ids = eos | frozenset(params.stop_token_ids or ())
+        root.seed = params.seed if params.seed is not None else derive_seed(self.config.seed, root.arrival)
+        for index in range(1, params.n):
+            child = Request(
+                request_id=f"{root.request_id}/{index}",
+                prompt_token_ids=root.prompt_token_ids,
+                params=params,
+                stop_token_ids=root.stop_token_ids,
+                seed=root.seed + index,
+                arrival=root.arrival,
+                priority=root.priority,
+                cache_salt=root.cache_salt,
+                group_id=root.request_id,
+                index=index,
+            )
+            root.pending_forks.append(child)
+        root.num_reserved_seats = len(root.pending_forks)
+        generation.completions = [
+            Completion(sequence, self._detokenizer(sequence)) for sequence in (root, *root.pending_forks)
+        ]
+
+    def _prepare_beams(self, root: Request, generation: Generation, params: BeamSearchParams) -> None:
+        check_lengths(root.num_prompt_tokens, params.max_tokens, params.beam_width, self.limits)
+        root.num_candidates = 2 * params.beam_width
+        root.num_reserved_seats = params.beam_width - 1
+        generation.beam_search = BeamSearch(params, self.parts.eos_token_ids, [Beam(root)])
+
+    def _detokenizer(self, sequence: Request) -> IncrementalDetokenizer | None:
+        if self.tokenizer is None:
+            return None
+        params = sequence.params
+        return IncrementalDetokenizer(
+            self.tokenizer,
+            sequence.prompt_token_ids,
+            skip_special_tokens=params.skip_special_tokens,
+            stop=tuple(params.stop or ()),
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+
+    def abort_request(self, request_ids: str | Iterable[str]) -> list[RequestOutput]:
+        """End requests at once and free their blocks; ids that are unknown or ended are passed over.
+
+        Returns:
+            what the aborted requests had so far, with finish_reason "abort".
+        """
+        outputs = []
+        for request_id in [request_ids] if isinstance(request_ids, str) else list(request_ids):
+            generation = self._generations.pop(request_id, None)
+            if generation is None:
+                continue
+            for sequence in generation.sequences:
+                self.scheduler.finish(sequence, "abort")
+            self.tracer.emit("abort", "interfaces", request_id)
+            if generation.completions:
+                outputs.append(generation.output(RequestOutputKind.CUMULATIVE, self.tokenizer))
+        return outputs
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._generations)
+
+    # ---- steps --------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput | PoolingRequestOutput]:
+        """Advance every request that fits into one step.
+
+        Returns:
+            what is new, by each request's output_kind. A request that failed (NaN logits) ends with finish_reason
+            "error" and the reason in stop_reason; the others go on.
+
+        Raises:
+            PagedlabError: nothing can be scheduled although requests wait (a scheduler of your own may do that).
+            Exception: whatever the model raised; the requests of that step have then ended with finish_reason
+                "error" and the engine can go on.
+        """
+        if not self._generations:
+            return []
+        self.tracer.step = self._stats.num_steps
+        begin = time.perf_counter()
+        with self.tracer.span("schedule", "model_authoring") as details:
+            schedule = self.scheduler.schedule()
+            if self.tracer.enabled:
+                details.update(self._describe(schedule))
+        if schedule.is_empty:
+            raise PagedlabError(
+                f"The scheduler chose nothing although {len(self._generations)} requests are unfinished: "
+                "abort them, and check scheduler_cls and block_manager_cls."
+            )
+        scheduled = time.perf_counter()
+        try:
+            result = self.executor.execute(schedule)
+        except BaseException as error:
+            for sequence in self.scheduler.recover(schedule, f"The step failed: {error}"):
+                self._fail_group(sequence)
+            raise
+        executed = time.perf_counter()
+        outputs = self._collect(schedule, result, scheduled, executed)
+        self._count(schedule, begin, scheduled, executed)
+        return outputs
+
+    def _collect(
+        self, schedule: Schedule, result: StepResult, scheduled: float, executed: float
+    ) -> list[RequestOutput | PoolingRequestOutput]:
+        with self.tracer.span("update", "model_authoring"):
+            advanced = self.scheduler.update(schedule, result)
+        for item in schedule.items:
+            metrics = self._generations[item.request.group_id].metrics
+            if metrics.first_scheduled_time is None:
+                metrics.first_scheduled_time = scheduled
+        touched: dict[str, Generation] = {}
+        for sequence in advanced:
+            generation = self._generations[sequence.group_id]
+            touched[sequence.group_id] = generation
+            if sequence.finish_reason == "error":
+                self._fail_group(sequence)
+            elif generation.completions:
+                completion = generation.completions[sequence.index]
+                stop_string = completion.take_token()
+                if stop_string is not None:
+                    self.scheduler.finish(sequence, "stop", stop_string)
+                    sequence.finish_reason, sequence.stop_reason = "stop", stop_string
+                self._stats.num_generated_tokens += 1
+                if generation.metrics.first_token_time is None:
+                    generation.metrics.first_token_time = executed
+        outputs: list[RequestOutput | PoolingRequestOutput] = []
+        for request_id, generation in touched.items():
+            search = generation.beam_search
+            if search is not None and search.beams and search.is_ready:
+                self._stats.num_generated_tokens += len(search.beams)
+                search.advance(self.scheduler)
+            output = self._output(request_id, generation)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _output(self, request_id: str, generation: Generation) -> RequestOutput | PoolingRequestOutput | None:
+        finished = generation.is_finished
+        if finished:
+            generation.metrics.finished_time = time.perf_counter()
+            del self._generations[request_id]
+            self.tracer.emit("finish", "interfaces", request_id)
+        kind = generation.root.params.output_kind
+        if generation.root.pooling or generation.beam_search:
+            kind = RequestOutputKind.FINAL_ONLY
+        if not finished and kind is RequestOutputKind.FINAL_ONLY:
+            return None
+        with self.tracer.span("output", "interfaces", request_id):
+            if generation.root.pooling and generation.root.finish_reason != "error":
+                return generation.pooling_output()
+            return generation.output(kind, self.tokenizer)
+
+    def _fail_group(self, failed: Request) -> None:
+        """One sequence of a request failed: end the others, so that the request ends as a whole."""
+        generation = self._generations[failed.group_id]
+        for sequence in generation.sequences:
+            if not sequence.is_finished:
+                self.scheduler.finish(sequence, "error", failed.stop_reason)
+        generation.error = str(failed.stop_reason)
+        self.tracer.emit("error", "interfaces", failed.group_id, reason=generation.error)
+
+    # ---- state --------------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counters and current state; a snapshot of its own."""
+        now = self._stats
+        now.num_running = len(self.scheduler.running)
+        now.num_waiting = len(self.scheduler.waiting)
+        now.num_free_blocks = self.block_manager.num_free_blocks
+        now.num_preemptions = self.scheduler.num_preemptions
+        now.prefix_cache_queries = self.block_manager.prefix_cache_queries
+        now.prefix_cache_hits = self.block_manager.prefix_cache_hits
+        return EngineStats(**{name: getattr(now, name) for name in EngineStats.__slots__})
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix."""
+        self.block_manager.pool.clear_cache()
+
+    def _describe(self, schedule: Schedule) -> dict[str, Any]:
+        return {
+            "num_tokens": schedule.num_tokens,
+            "requests": {item.request.request_id: [item.start, item.end] for item in schedule.items},
+            "preempted": [request.request_id for request in schedule.preempted],
+            "copies": schedule.ops.copies,
+            "num_free_blocks": self.block_manager.num_free_blocks,
+        }
+
+    def _count(self, schedule: Schedule, begin: float, scheduled: float, executed: float) -> None:
+        self._stats.num_steps += 1
+        self._stats.num_computed_tokens += schedule.num_tokens
+        self._stats.schedule_time += scheduled - begin
+        self._stats.execute_time += executed - scheduled
+        self._stats.update_time += time.perf_counter() - executed
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed that is fixed by `numbers` and unlike those of neighbouring ones."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:7], "little")

@@ -1,0 +1,148 @@
+"""EngineParts: model, worker, memory and limits, built from a config before the first request comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagedlab.config import EngineConfig
+from pagedlab.errors import ConfigError, ModelError
+from pagedlab.model_authoring.block_manager import BlockManager
+from pagedlab.model_authoring.model_executor import StepWorker
+from pagedlab.model_authoring.models.config import ModelConfig
+from pagedlab.model_authoring.models.loader import load_model
+from pagedlab.model_authoring.models.provision import resolve_model
+from pagedlab.runtime.attention import select_backend
+from pagedlab.runtime.cache_engine import CacheEngine
+from pagedlab.runtime.platform import pool_bytes, resolve_device, resolve_dtype
+from pagedlab.runtime.worker import Worker
+
+CPU_TOKEN_BUDGET = 512
+GPU_TOKEN_BUDGET = 8192
+
+
+@dataclass(slots=True)
+class EngineParts:
+    """All that LLMEngine stands on.
+
+    Attributes:
+        tokenizer: a Hugging Face tokenizer, or None
+        worker: carries out batches
+        block_manager: of the same number of blocks as the worker's cache
+        vocab_size: token ids are below it
+        eos_token_ids: end of text
+        max_model_len: longest prompt plus output, tokens
+        max_num_seqs, max_num_batched_tokens: limits of a step
+        model_path: the model's directory, or None
+    """
+
+    tokenizer: Any | None
+    worker: StepWorker
+    block_manager: BlockManager
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    model_path: Path | None = None
+
+
+def build_parts(config: EngineConfig) -> EngineParts:
+    """Load the model, size the KV pool, choose the attention backend.
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        ConfigError: options contradict each other, the model, or the memory there is.
+        BackendError: the attention backend cannot serve this model here.
+    """
+    path = resolve_model(config.model)
+    tokenizer = None if config.skip_tokenizer_init else load_tokenizer(config, path)
+    model_config = ModelConfig.from_directory(path)
+    max_model_len = _max_model_len(config, model_config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, model_config.dtype, device)
+    backend = select_backend(
+        config.attention_backend,
+        device=device,
+        dtype=dtype,
+        head_dim=model_config.head_dim,
+        block_size=config.block_size,
+    )
+    model = load_model(path, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
+    budget = config.max_num_batched_tokens or (GPU_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET)
+    max_num_seqs = min(config.max_num_seqs, budget)
+    shape = (model_config.num_hidden_layers, config.block_size, model_config.num_key_value_heads, model_config.head_dim)
+    bytes_per_block = CacheEngine.bytes_per_block(*shape, dtype)
+    num_blocks = _num_blocks(config, pool_bytes(config, device), bytes_per_block, max_model_len, max_num_seqs)
+    num_host_blocks = int(config.swap_space * 2**30) // bytes_per_block if config.preemption_mode == "swap" else 0
+    cache = CacheEngine(
+        num_layers=model_config.num_hidden_layers,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        num_kv_heads=model_config.num_key_value_heads,
+        head_dim=model_config.head_dim,
+        dtype=dtype,
+        device=device,
+        num_host_blocks=num_host_blocks,
+    )
+    manager_cls = config.block_manager_cls or BlockManager
+    return EngineParts(
+        tokenizer=tokenizer,
+        worker=Worker(model, cache, backend, device),
+        block_manager=manager_cls(
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            num_host_blocks=num_host_blocks,
+        ),
+        vocab_size=model_config.vocab_size,
+        eos_token_ids=frozenset(model_config.eos_token_ids),
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        model_path=path,
+    )
+
+
+def load_tokenizer(config: EngineConfig, model_path: Path) -> Any:
+    """The tokenizer of the model, or the one that the config names.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(config.tokenizer) if config.tokenizer is not None else model_path
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"No tokenizer could be read from {path} ({error}): add its files, pass tokenizer=, or set "
+            "skip_tokenizer_init=True and use token ids."
+        ) from error
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    longest = model_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len ({config.max_model_len}) is more than the model's {longest} positions: lower it."
+        )
+    return config.max_model_len or longest
+
+
+def _num_blocks(
+    config: EngineConfig, budget_bytes: int, bytes_per_block: int, max_model_len: int, max_num_seqs: int
+) -> int:
+    """Blocks of the pool: as told, or as many as fit, but no more than all sequences could ever fill."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    fit = (config.kv_cache_memory or budget_bytes) // bytes_per_block
+    if fit < 2:
+        raise ConfigError(
+            f"A KV block takes {bytes_per_block:,} bytes and {config.kv_cache_memory or budget_bytes:,} are there for the "
+            "pool, which needs two at least: raise kv_cache_memory, or lower block_size."
+        )
+    useful = max_num_seqs * -(-max_model_len // config.block_size) + 1
+    return min(fit, useful)
