@@ -1,0 +1,311 @@
+"""Paged decode attention: one new token a sequence against its whole cached context (flash decoding over pages).
+
+Algorithm   A program takes one sequence, one KV head and one split of the context. The `group` query heads that share
+            the KV head are the rows of one matrix, so K and V are read once for all of them (GQA packing; the rows are
+            padded to a power of two). It walks its split in tiles of BLOCK_N positions: block ids -> cache rows -> K, V
+            -> scores = q K^T -> online softmax (running peak and total, Milakov & Gimelshein 2018) -> acc += p V.
+            One split: the program writes the output. Several: it writes its normalised result and the base-2
+            log-sum-exp of its scores, and a second kernel weighs the splits by 2**(lse - max lse) (Dao et al.,
+            "Flash-Decoding", 2023).
+Shapes      query, out [num_tokens, num_heads, head_dim]; kv_cache [2, num_blocks, block_size, num_kv_heads, head_dim];
+            block_tables [num_seqs, any width] int32; query_starts [num_seqs + 1], seq_lens [num_seqs] int32;
+            partial [num_seqs, num_splits, num_heads, head_dim] and lse [num_seqs, num_splits, num_heads] float32.
+Bytes       K and V once: 2 * sum(seq_lens) * num_kv_heads * head_dim * itemsize. All else is small: splits add
+            8 * head_dim bytes a query head and split, most of it still in L2 when the merge reads it.
+FLOPs       4 * sum(seq_lens) * num_heads * head_dim, so `group` FLOPs a byte in 16 bits: an H100 would need a group
+            above 200 before arithmetic, not memory, were the limit. The floor is bytes / copy bandwidth.
+Grid        (num_kv_heads, num_splits, num_seqs). KV heads run fastest: their rows of one token lie side by side in
+            memory. Lengths are read on the device, so a captured graph serves any lengths; sequences with other than
+            one query row (prefill chunks of a mixed batch, padding) return at once, as do splits without a position.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pagedlab.runtime.kernels.paging import cache_rows, granule_of, load_block_ids
+
+
+@triton.jit
+def split_bounds(seq_len, split, num_splits, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr, MIN_SPLIT: tl.constexpr):
+    """First position and end of one split, and how many splits of this sequence hold a position.
+
+    Splits are whole tiles and at least MIN_SPLIT positions: a short sequence uses fewer splits than the grid offers.
+    """
+    first = seq_len * 0
+    if WINDOW > 0:
+        first = tl.maximum(seq_len - WINDOW, 0) // BLOCK_N * BLOCK_N
+    tiles = tl.cdiv(tl.cdiv(seq_len - first, num_splits), BLOCK_N)
+    length = tl.maximum(tiles * BLOCK_N, MIN_SPLIT)
+    start = first + split * length
+    return start, tl.minimum(start + length, seq_len), tl.cdiv(seq_len - first, length)
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_blocks"])
+def paged_decode_kernel(
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    query_ptr,
+    cache_ptr,
+    tables_ptr,
+    query_starts_ptr,
+    seq_lens_ptr,
+    scale,
+    query_stride,
+    table_stride,
+    num_blocks,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GRANULE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    split = tl.program_id(1)
+    seq = tl.program_id(2)
+    num_splits = tl.num_programs(1)
+
+    row = tl.load(query_starts_ptr + seq)
+    query_len = tl.load(query_starts_ptr + seq + 1) - row
+    seq_len = tl.load(seq_lens_ptr + seq)
+    start, end, _ = split_bounds(seq_len, split, num_splits, BLOCK_N, WINDOW, MIN_SPLIT)
+    # Split 0 stays even when the context is empty (padding of a captured batch): its row must be written.
+    if (query_len != 1) | ((split > 0) & (start >= end)):
+        return
+
+    heads = tl.arange(0, GROUP_PAD)
+    dims = tl.arange(0, HEAD_DIM_PAD)
+    dim_mask = dims < HEAD_DIM
+    head_mask = heads < GROUP
+    row_mask = head_mask[:, None] & dim_mask[None, :]
+    row_offsets = (kv_head * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
+    query = tl.load(query_ptr + row.to(tl.int64) * query_stride + row_offsets, mask=row_mask, other=0.0)
+
+    ROW: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
+    key_ptr = cache_ptr + kv_head * HEAD_DIM
+    value_ptr = key_ptr + num_blocks.to(tl.int64) * (BLOCK_SIZE * ROW)
+    table_ptr = tables_ptr + seq.to(tl.int64) * table_stride
+
+    acc = tl.zeros((GROUP_PAD, HEAD_DIM_PAD), tl.float32)
+    peak = tl.full((GROUP_PAD,), float("-inf"), tl.float32)
+    total = tl.zeros((GROUP_PAD,), tl.float32)
+
+    ids = load_block_ids(table_ptr, start, end, BLOCK_SIZE, BLOCK_N, GRANULE)
+    for tile in range(start, end, BLOCK_N):
+        rows = cache_rows(ids, tile, BLOCK_SIZE, BLOCK_N, GRANULE)
+        ids = load_block_ids(table_ptr, tile + BLOCK_N, end, BLOCK_SIZE, BLOCK_N, GRANULE)
+        positions = tile + tl.arange(0, BLOCK_N)
+        visible = positions < end
+        if WINDOW > 0:
+            visible = visible & (positions >= seq_len - WINDOW)
+        # V is masked like K: a weight of 0 times a NaN left in an unused slot would still be NaN.
+        mask = visible[:, None] & dim_mask[None, :]
+        offsets = rows[:, None] * ROW + dims[None, :]
+        keys = tl.load(key_ptr + offsets, mask=mask, other=0.0)
+        values = tl.load(value_ptr + offsets, mask=mask, other=0.0)
+
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        scores = tl.where(visible[None, :], scores, float("-inf"))
+        # Every tile of a split holds a visible position, so the new peak is finite and -inf - -inf cannot arise.
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp2(peak - new_peak)
+        weights = tl.exp2(scores - new_peak[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+        peak = new_peak
+
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # an empty context gives zeros
+    if SPLIT:
+        first_head = (seq * num_splits + split).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP
+        partial_offsets = heads[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(lse_ptr + first_head + heads, peak + tl.log2(total), mask=head_mask)
+        tl.store(partial_ptr + first_head * HEAD_DIM + partial_offsets, acc, mask=row_mask)
+    else:
+        out_row = out_ptr + row.to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM)
+        tl.store(out_row + row_offsets, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
+
+
+@triton.jit(do_not_specialize=["num_splits"])
+def merge_splits_kernel(
+    out_ptr,
+    partial_ptr,
+    lse_ptr,
+    query_starts_ptr,
+    seq_lens_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Grid (num_heads, num_seqs): one head's splits, CHUNK at a time, by the same online softmax as within a split."""
+    head = tl.program_id(0)
+    seq = tl.program_id(1)
+    num_heads = tl.num_programs(0)
+    row = tl.load(query_starts_ptr + seq)
+    query_len = tl.load(query_starts_ptr + seq + 1) - row
+    if query_len != 1:
+        return
+    seq_len = tl.load(seq_lens_ptr + seq)
+    _, _, used = split_bounds(seq_len, 0, num_splits, BLOCK_N, WINDOW, MIN_SPLIT)
+
+    dims = tl.arange(0, HEAD_DIM_PAD)
+    dim_mask = dims < HEAD_DIM
+    acc = tl.zeros((HEAD_DIM_PAD,), tl.float32)
+    peak = tl.min(tl.full((CHUNK,), float("-inf"), tl.float32), 0)
+    total = tl.sum(tl.zeros((CHUNK,), tl.float32), 0)
+    for first in range(0, used, CHUNK):
+        splits = first + tl.arange(0, CHUNK)
+        rows = (seq * num_splits + splits).to(tl.int64) * num_heads + head
+        lse = tl.load(lse_ptr + rows, mask=splits < used, other=float("-inf"))
+        mask = (splits < used)[:, None] & dim_mask[None, :]
+        part = tl.load(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        shrink = tl.exp2(peak - new_peak)
+        weights = tl.exp2(lse - new_peak)
+        total = total * shrink + tl.sum(weights, 0)
+        acc = acc * shrink + tl.sum(part * weights[:, None], 0)
+        peak = new_peak
+    acc = acc / tl.where(total > 0, total, 1.0)
+    out_row = out_ptr + (row.to(tl.int64) * num_heads + head) * HEAD_DIM
+    tl.store(out_row + dims, acc.to(out_ptr.dtype.element_ty), mask=dim_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """Tile and launch options of the decode kernel. `min_split` (positions) is a multiple of `block_n`."""
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+    min_split: int
+
+
+def decode_config(head_dim: int, itemsize: int) -> DecodeConfig:
+    """A tile of 16 KiB of K and 16 KiB of V, three in flight: enough bytes under way to keep the memory busy."""
+    row_bytes = triton.next_power_of_2(head_dim) * itemsize
+    block_n = max(16, min(128, 16384 // row_bytes))
+    return DecodeConfig(block_n=block_n, num_warps=4, num_stages=3, min_split=max(256, block_n))
+
+
+def choose_num_splits(
+    num_seqs: int, num_kv_heads: int, max_seq_len: int, num_multiprocessors: int, min_split: int
+) -> int:
+    """Splits of each context, so that the grid fills the chip.
+
+    Programs without splits: num_seqs * num_kv_heads. About four of them fit on a multiprocessor at once, and eight
+    for each one keep the last, partly filled wave short. No split is shorter than `min_split` positions.
+    """
+    programs = max(1, num_seqs * num_kv_heads)
+    wanted = triton.cdiv(8 * num_multiprocessors, programs)
+    return max(1, min(wanted, triton.cdiv(max_seq_len, min_split)))
+
+
+class SplitWorkspace:
+    """Device memory for the results of splits, kept between steps.
+
+    A captured CUDA graph holds the addresses it was captured with, so memory that has been handed out is never freed:
+    growing keeps the old buffers alive. The size is bounded by the chip, not by the batch: splits exist only where
+    sequences alone do not fill it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def reserve(self, rows: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`partial` (>= rows * head_dim elements) and `lse` (>= rows), float32; rows = seqs * splits * heads."""
+        if not self._buffers or self._buffers[-1][0].numel() < rows * head_dim or self._buffers[-1][1].numel() < rows:
+            old_elements, old_rows = (t.numel() for t in self._buffers[-1]) if self._buffers else (0, 0)
+            partial = torch.empty(max(rows * head_dim, old_elements), dtype=torch.float32, device=device)
+            lse = torch.empty(max(rows, old_rows), dtype=torch.float32, device=device)
+            self._buffers.append((partial, lse))
+        return self._buffers[-1]
+
+
+def paged_decode(
+    out: Tensor,
+    query: Tensor,
+    kv_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    seq_lens: Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None,
+    num_splits: int,
+    workspace: SplitWorkspace,
+    config: DecodeConfig | None = None,
+) -> None:
+    """Write the rows of `out` that belong to sequences with exactly one query row. No host synchronisation.
+
+    Shapes as at the top of this file; the caller has checked them (`TritonBackend.attend` does).
+    """
+    num_seqs = seq_lens.shape[0]
+    _, num_heads, head_dim = query.shape
+    _, num_blocks, block_size, num_kv_heads, _ = kv_cache.shape
+    config = config or decode_config(head_dim, query.element_size())
+    group = num_heads // num_kv_heads
+    head_dim_pad = triton.next_power_of_2(head_dim)
+    window = sliding_window or 0
+    if num_splits > 1:
+        partial, lse = workspace.reserve(num_seqs * num_splits * num_heads, head_dim, query.device)
+    else:
+        partial, lse = out, out  # never touched
+    paged_decode_kernel[(num_kv_heads, num_splits, num_seqs)](
+        out,
+        partial,
+        lse,
+        query,
+        kv_cache,
+        block_tables,
+        query_starts,
+        seq_lens,
+        scale * math.log2(math.e),
+        query.stride(0),
+        block_tables.stride(0),
+        num_blocks,
+        GROUP=group,
+        GROUP_PAD=triton.next_power_of_2(group),
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        HEAD_DIM_PAD=head_dim_pad,
+        BLOCK_SIZE=block_size,
+        BLOCK_N=config.block_n,
+        GRANULE=granule_of(block_size, config.block_n),
+        WINDOW=window,
+        MIN_SPLIT=config.min_split,
+        SPLIT=num_splits > 1,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if num_splits > 1:
+        merge_splits_kernel[(num_heads, num_seqs)](
+            out,
+            partial,
+            lse,
+            query_starts,
+            seq_lens,
+            num_splits,
+            HEAD_DIM=head_dim,
+            HEAD_DIM_PAD=head_dim_pad,
+            BLOCK_N=config.block_n,
+            WINDOW=window,
+            MIN_SPLIT=config.min_split,
+            CHUNK=8,
+            num_warps=1,
+        )
