@@ -89,6 +89,7 @@ class LLMEngine:
             max_num_seqs=self.parts.max_num_seqs,
         )
         self._generations: dict[str, Generation] = {}
+        self._failed: list[Generation] = []
         self._num_arrivals = 0
         self._stats = EngineStats(num_total_blocks=self.block_manager.num_usable_blocks)
 
@@ -198,6 +199,7 @@ class LLMEngine:
             generation = self._generations.pop(request_id, None)
             if generation is None:
                 continue
+            self._failed = [other for other in self._failed if other is not generation]
             for sequence in generation.sequences:
                 self.scheduler.finish(sequence, "abort")
             self.tracer.emit("abort", "interfaces", request_id)
@@ -219,11 +221,12 @@ class LLMEngine:
 
         Raises:
             PagedlabError: nothing can be scheduled although requests wait (a scheduler of your own may do that).
-            Exception: whatever the model raised; the requests of that step have then ended with finish_reason
-                "error" and the engine can go on.
+            Exception: whatever the model raised. The requests of that step have then ended, the next call returns them
+                with finish_reason "error", and the engine goes on.
         """
-        if not self._generations:
-            return []
+        undelivered = self._end_failed()
+        if undelivered or not self._generations:
+            return undelivered
         self.tracer.step = self._stats.num_steps
         begin = time.perf_counter()
         with self.tracer.span("schedule", "model_authoring") as details:
@@ -241,6 +244,7 @@ class LLMEngine:
         except BaseException as error:
             for sequence in self.scheduler.recover(schedule, f"The step failed: {error}"):
                 self._fail_group(sequence)
+            self._failed = [generation for generation in self._generations.values() if generation.error is not None]
             raise
         executed = time.perf_counter()
         outputs = self._collect(schedule, result, scheduled, executed)
@@ -297,6 +301,12 @@ class LLMEngine:
             if generation.root.pooling and generation.root.finish_reason != "error":
                 return generation.pooling_output()
             return generation.output(kind, self.tokenizer)
+
+    def _end_failed(self) -> list[RequestOutput | PoolingRequestOutput]:
+        """Outputs of requests that a step took down with it when it raised."""
+        outputs = [self._output(generation.request_id, generation) for generation in self._failed]
+        self._failed = []
+        return [output for output in outputs if output is not None]
 
     def _fail_group(self, failed: Request) -> None:
         """One sequence of a request failed: end the others, so that the request ends as a whole."""

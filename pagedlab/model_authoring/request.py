@@ -123,6 +123,11 @@ class Request:
         return self.num_candidates or self.params.logprobs
 
     @property
+    def is_paused(self) -> bool:
+        """A beam that has its candidates, and needs no step until its siblings have theirs."""
+        return self.candidates is not None
+
+    @property
     def is_finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
 

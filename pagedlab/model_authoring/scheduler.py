@@ -165,6 +165,8 @@ class Scheduler:
         if not preempted:
             # A step that takes blocks away admits nobody: those blocks are for the ones that run.
             budget = self._admit_waiting(items, budget)
+            while not items and self._preempt_paused(preempted):
+                budget = self._admit_waiting(items, budget)
         return Schedule(list(items.values()), self.block_manager.take_ops(), preempted)
 
     @staticmethod
@@ -175,8 +177,10 @@ class Scheduler:
 
     def _admit_waiting(self, items: dict[Request, ScheduledRequest], budget: int) -> int:
         seats = self.max_num_seqs - sum(1 + request.num_reserved_seats for request in self.running)
-        while self.waiting and budget > 0:
-            request = self.waiting[0]
+        while budget > 0:
+            request = next((waiting for waiting in self.waiting if not waiting.is_paused), None)
+            if request is None:
+                break
             seats -= 1 + request.num_reserved_seats
             if seats < 0 or not self._take_blocks(request):
                 break
@@ -186,10 +190,20 @@ class Scheduler:
                 assert granted, "can_hold promised the blocks of all known tokens"
                 items[request] = self._item(request, num_new)
                 budget -= num_new
-            self.waiting.pop(0)
+            self.waiting.remove(request)
             self.running.append(request)
             request.status = RequestStatus.RUNNING
         return budget
+
+    def _preempt_paused(self, preempted: list[Request]) -> bool:
+        """Nothing can run, for beams that wait for their siblings hold the blocks: take them from one of those."""
+        paused = [request for request in self.running if request.is_paused]
+        if not paused:
+            return False
+        victim = max(paused, key=self.sort_key)
+        self._preempt(victim)
+        preempted.append(victim)
+        return True
 
     def _take_blocks(self, request: Request) -> bool:
         """Get a waiting request its cached or swapped blocks, if all its known tokens would then fit."""
