@@ -18,7 +18,7 @@ preemption or on the way a sum was split over threads. Three choices make that e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -32,6 +32,9 @@ WEIGHT_OF_BEST = 2.0**40
 
 NARROW = 1024
 """Candidates that are looked for before a row is sorted: top-k costs a quarter of a sort of a 49,152-token row."""
+
+CHUNK = 2**18
+"""Logits that a CPU works on at a time, so that temporaries stay in its cache and need no fresh memory."""
 
 
 class Sampler:
@@ -96,6 +99,13 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x if len(index) == len(x) else x.index_select(0, index)
 
 
+def _spans(num_rows: int, x: Tensor) -> Iterator[slice]:
+    """Slices of `num_rows` rows like those of `x`, each as many as are handled at a time. Rows are independent."""
+    at_once = max(1, CHUNK // x.shape[1]) if x.device.type == "cpu" else max(1, num_rows)
+    for start in range(0, num_rows, at_once):
+        yield slice(start, start + at_once)
+
+
 def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Largest value [rows] and its lowest index [rows]. NaN counts as the largest, so the value alone tells of it."""
     on_cpu = logits.device.type == "cpu"  # NumPy gives torch.argmax's answer there, ten times faster
@@ -111,11 +121,10 @@ def _choose(logits: Tensor, special: list[int], rows: list[SamplingRow]) -> tupl
         _change_logits(x, rows)
     peaks, token_ids = _best(x)
     drawn = [i for i, row in enumerate(rows) if not row.params.is_greedy]
-    if len(drawn) == len(rows):
-        token_ids = _draw(x, peaks, rows)
-    elif drawn:
-        index = torch.tensor(drawn, device=x.device)
-        token_ids[index] = _draw(_rows(x, index), peaks[index], [rows[i] for i in drawn])
+    for span in _spans(len(drawn), x):
+        part = drawn[span]
+        index = torch.tensor(part, device=x.device)
+        token_ids[index] = _draw(_rows(x, index), peaks[index], [rows[i] for i in part])
     return peaks, token_ids
 
 
@@ -222,7 +231,7 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     """Inverse CDF: the first position whose cumulative weight is above `u` of the total. `weights` is int64."""
     through = weights.cumsum(-1)
     total = through[:, -1]
-    target = torch.minimum((u * total).long(), total - 1)  # rounding may reach total, which is past the last token
+    target = (u * total).long()  # u is at most 1 - 2**-53: even rounded, the product is below total
     position = torch.searchsorted(through, target[:, None].contiguous(), right=True)[:, 0]
     return position.clamp_(max=weights.shape[1] - 1)  # only a row of NaN gets there
 
@@ -234,7 +243,8 @@ def _ranked_ids(x: Tensor, reach: int) -> Tensor:
     """
     bits = (x + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0, its equal
     keys = torch.empty((*x.shape, 2), dtype=torch.int32, device=x.device)
-    keys[..., 1] = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # high word: integers in the order of the floats
+    flip = (bits >> 31).bitwise_and_(0x7FFFFFFF)  # the lower bits of negative numbers
+    torch.bitwise_xor(bits, flip, out=keys[..., 1])  # high word: integers in the order of the floats
     keys[..., 0] = ~torch.arange(x.shape[1], dtype=torch.int32, device=x.device)  # low word, unsigned: small ids high
     packed = keys.view(torch.int64)[..., 0]
     if reach < x.shape[1]:
@@ -251,13 +261,19 @@ def _logprob_table(logits: Tensor, token_ids: Tensor, num_logprobs: int) -> Tens
 
     The given token's rank counts the tokens at least as probable as it, as in vLLM; those listed rank by position.
     """
-    logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(1, token_ids[:, None])
-    rank = (logprobs >= own).sum(-1, keepdim=True)
-    best = _ranked_ids(logits, min(num_logprobs, logits.shape[1])) if num_logprobs else token_ids[:, None][:, :0]
-    ids = torch.cat((token_ids[:, None], best), 1)
-    ranks = torch.arange(1, best.shape[1] + 1, device=logits.device).expand(len(logits), -1)
-    return torch.stack((ids.double(), logprobs.gather(1, ids).double(), torch.cat((rank, ranks), 1).double()), 1)
+    num_logprobs = min(num_logprobs, logits.shape[1])
+    table = torch.empty(len(logits), 3, 1 + num_logprobs, dtype=torch.float64, device=logits.device)
+    for span in _spans(len(logits), logits):
+        logprobs = logits[span].log_softmax(-1)
+        ids = token_ids[span, None]
+        rank = (logprobs >= logprobs.gather(1, ids)).sum(-1)
+        if num_logprobs:
+            ids = torch.cat((ids, _ranked_ids(logits[span], num_logprobs)), 1)
+        table[span, 0] = ids.double()
+        table[span, 1] = logprobs.gather(1, ids).double()
+        table[span, 2] = torch.arange(1 + num_logprobs, device=logits.device).double()
+        table[span, 2, 0] = rank.double()
+    return table
 
 
 def _token_logprobs(entry: np.ndarray, num_logprobs: int) -> TokenLogprobs:
