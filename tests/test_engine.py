@@ -301,14 +301,14 @@ def test_invalid_logits_end_one_request_and_none_of_its_blocks_can_be_hit() -> N
     assert isinstance(worker, MemoryWorker)
     worker.invalid_seeds = {666}
     engine.add_request("good", [1] * 10, params(4))
-    engine.add_request("bad", [2] * 10, params(4, seed=666))
+    engine.add_request("bad", [2] * 90, params(4, seed=666))  # its first chunks were cached before it failed
     engine.add_request("group", [3] * 10, params(4, seed=665, n=3))
     done = run(engine)
     assert done["good"].outputs[0].token_ids == expected_output([1] * 10, 7, 4)
     assert done["bad"].outputs[0].finish_reason == "error"
     assert [o.finish_reason for o in done["group"].outputs] == ["error"] * 3
     worker.invalid_seeds = set()
-    engine.add_request("again", [2] * 10, params(4))
+    engine.add_request("again", [2] * 90, params(4))
     assert run(engine)["again"].num_cached_tokens == 0
 
 

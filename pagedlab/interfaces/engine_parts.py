@@ -138,11 +138,12 @@ def _num_blocks(
     """Blocks of the pool: as told, or as many as fit, but no more than all sequences could ever fill."""
     if config.num_blocks is not None:
         return config.num_blocks
-    fit = (config.kv_cache_memory or budget_bytes) // bytes_per_block
+    pool = config.kv_cache_memory or budget_bytes
+    fit = pool // bytes_per_block
     if fit < 2:
         raise ConfigError(
-            f"A KV block takes {bytes_per_block:,} bytes and {config.kv_cache_memory or budget_bytes:,} are there for the "
-            "pool, which needs two at least: raise kv_cache_memory, or lower block_size."
+            f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two at least: "
+            "raise kv_cache_memory, or lower block_size."
         )
     useful = max_num_seqs * -(-max_model_len // config.block_size) + 1
     return min(fit, useful)

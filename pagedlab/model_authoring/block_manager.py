@@ -1,7 +1,7 @@
 """BlockManager: which blocks hold which sequence: block tables, prefix cache, copy-on-write, swap.
 
-It decides on memory without touching a tensor: the moves it decides on are collected as BlockOps, and the worker carries
-them out before the forward pass. Kwon et al. 2023 (arXiv 2309.06180), sections 4.2-4.5; prefix caching by hash chains
+It decides on memory without touching a tensor: the moves it decides on are collected as BlockOps, and the worker
+carries them out before the forward pass. Kwon et al. 2023 (arXiv 2309.06180), sections 4.2-4.5; prefix caching by hash chains
 as in vLLM's automatic prefix caching.
 """
 

@@ -81,7 +81,7 @@ class Scheduler:
         if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({max_num_batched_tokens}) must be at least max_num_seqs ({max_num_seqs}), "
-                "so that every running sequence can get its next token in one step: raise the first or lower the second."
+                "so that every running sequence can get its next token in a step: raise the first or lower the second."
             )
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
