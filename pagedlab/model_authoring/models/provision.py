@@ -96,6 +96,13 @@ def locate_default() -> Located | None:
     return None
 
 
+def local_models() -> list[Path]:
+    """Whole models under PAGEDLAB_HOME/models; their names are model arguments."""
+    directory = pagedlab_home() / "models"
+    candidates = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [path for path in candidates if not path.name.startswith(".") and is_complete(path)]
+
+
 def _default(progress: bool) -> Path:
     found = locate_default()
     if found is not None:

@@ -1,0 +1,33 @@
+"""Shared by all tests: quiet, offline, one thread a process under xdist, and the default model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported: xdist runs a process a core, and threads on top of that would fight over the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> Path:
+    """The directory of SmolLM2-135M-Instruct; fetched and converted if this machine has none yet."""
+    from pagedlab.model_authoring.models.provision import default_model_path
+
+    return default_model_path()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU; keep each file, and all GPU tests together, in one xdist process."""
+    import torch
+
+    for item in items:
+        on_gpu = item.get_closest_marker("gpu") is not None
+        item.add_marker(pytest.mark.xdist_group("gpu" if on_gpu else item.path.name))
+        if on_gpu and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
