@@ -1,8 +1,8 @@
 """A worker with real paged memory and a toy model, so that engine tests are exact and take microseconds.
 
 The "KV" of a token is its id, written to its slot. The "model" reads the whole context back through the block table,
-and the next token is a hash of what it read. One wrong slot, one stale block, one token too many, and the output differs
-from `expected_output`, which uses no memory at all.
+and the next token is a hash of what it read. One wrong slot, one stale block, one token too many, and the output
+differs from `expected_output`, which uses no memory at all.
 """
 
 from __future__ import annotations

@@ -346,8 +346,8 @@ def test_a_step_that_raises_ends_its_requests_and_the_others_go_on(mode: str) ->
 
 def test_a_scheduler_that_schedules_nothing_is_reported_and_does_not_hang() -> None:
     class Idle(Scheduler):
-        def _admit_waiting(self, items: dict, budget: int) -> int:
-            return budget
+        def _admit_waiting(self, items: dict, budget: int) -> list[Request]:
+            return []
 
     engine = memory_engine(scheduler_cls=Idle)
     engine.add_request("a", [1], params(2))

@@ -256,25 +256,19 @@ class LLMEngine:
     ) -> list[RequestOutput | PoolingRequestOutput]:
         with self.tracer.span("update", "model_authoring"):
             advanced = self.scheduler.update(schedule, result)
-        for item in schedule.items:
-            metrics = self._generations[item.request.group_id].metrics
+        for request in schedule.admitted:
+            metrics = self._generations[request.group_id].metrics
             if metrics.first_scheduled_time is None:
                 metrics.first_scheduled_time = scheduled
         touched: dict[str, Generation] = {}
         for sequence in advanced:
             generation = self._generations[sequence.group_id]
-            touched[sequence.group_id] = generation
             if sequence.finish_reason == "error":
                 self._fail_group(sequence)
             elif generation.completions:
-                completion = generation.completions[sequence.index]
-                stop_string = completion.take_token()
-                if stop_string is not None:
-                    self.scheduler.finish(sequence, "stop", stop_string)
-                    sequence.finish_reason, sequence.stop_reason = "stop", stop_string
-                self._stats.num_generated_tokens += 1
-                if generation.metrics.first_token_time is None:
-                    generation.metrics.first_token_time = executed
+                self._take_token(generation, sequence, executed)
+            if sequence.is_finished or not generation.is_silent:
+                touched[sequence.group_id] = generation
         outputs: list[RequestOutput | PoolingRequestOutput] = []
         for request_id, generation in touched.items():
             search = generation.beam_search
@@ -285,6 +279,17 @@ class LLMEngine:
             if output is not None:
                 outputs.append(output)
         return outputs
+
+    def _take_token(self, generation: Generation, sequence: Request, now: float) -> None:
+        self._stats.num_generated_tokens += 1
+        if generation.metrics.first_token_time is None:
+            generation.metrics.first_token_time = now
+        if generation.is_silent and not sequence.params.stop:
+            return
+        stop_string = generation.completions[sequence.index].read_along()
+        if stop_string is not None:
+            self.scheduler.finish(sequence, "stop", stop_string)
+            sequence.finish_reason, sequence.stop_reason = "stop", stop_string
 
     def _output(self, request_id: str, generation: Generation) -> RequestOutput | PoolingRequestOutput | None:
         finished = generation.is_finished

@@ -142,7 +142,7 @@ def _num_blocks(
     fit = pool // bytes_per_block
     if fit < 2:
         raise ConfigError(
-            f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two at least: "
+            f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two: "
             "raise kv_cache_memory, or lower block_size."
         )
     useful = max_num_seqs * -(-max_model_len // config.block_size) + 1

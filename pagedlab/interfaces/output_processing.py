@@ -35,14 +35,9 @@ class Completion:
     num_sent_tokens: int = 0
     num_sent_logprobs: int = 0
 
-    @property
-    def is_read_along(self) -> bool:
-        params = self.sequence.params
-        return bool(params.stop) or params.output_kind is not RequestOutputKind.FINAL_ONLY
-
-    def take_token(self) -> str | None:
+    def read_along(self) -> str | None:
         """Follow the sequence's newest token; the stop string that it completed, if it did."""
-        if self.detokenizer is None or not self.is_read_along:
+        if self.detokenizer is None:
             return None
         self._detokenize()
         return self.detokenizer.stopped_on
@@ -108,6 +103,11 @@ class Generation:
     completions: list[Completion] = field(default_factory=list)
     beam_search: BeamSearch | None = None
     error: str | None = None
+    is_silent: bool = False
+    """Nothing is handed out before a sequence ends."""
+
+    def __post_init__(self) -> None:
+        self.is_silent = self.root.params.output_kind is RequestOutputKind.FINAL_ONLY
 
     @property
     def sequences(self) -> list[Request]:

@@ -1,8 +1,8 @@
 """Beam search on copy-on-write forks: the beams are requests, and choosing among them is forking and ending them.
 
 Each beam's step brings its best next tokens; once every live beam has them, the best `beam_width` continuations live
-on. A beam with several continuations forks, and its blocks are shared; a beam with none gives its blocks back (Kwon et al.
-2023, section 4.4). Scores and ends follow vLLM's `LLM.beam_search`.
+on. A beam with several continuations forks, and its blocks are shared; a beam with none gives its blocks back (Kwon et
+al. 2023, section 4.4). Scores and ends follow vLLM's `LLM.beam_search`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """BlockManager: which blocks hold which sequence: block tables, prefix cache, copy-on-write, swap.
 
 It decides on memory without touching a tensor: the moves it decides on are collected as BlockOps, and the worker
-carries them out before the forward pass. Kwon et al. 2023 (arXiv 2309.06180), sections 4.2-4.5; prefix caching by hash chains
-as in vLLM's automatic prefix caching.
+carries them out before the forward pass. Kwon et al. 2023 (arXiv 2309.06180), sections 4.2-4.5; prefix caching by hash
+chains as in vLLM's automatic prefix caching.
 """
 
 from __future__ import annotations
@@ -129,6 +129,9 @@ class BlockManager:
         table = self.tables[request]
         blocks = table.blocks
         first_written = request.num_computed_tokens // self.block_size
+        if first_written + 1 == len(blocks) and num_tokens <= len(blocks) * self.block_size:
+            if blocks[-1].ref_count == 1:
+                return True  # nearly every decode: its last block has room and nobody else holds it
         shared = [i for i in range(first_written, len(blocks)) if blocks[i].ref_count > 1]
         num_new = self.blocks_for(num_tokens) - len(blocks)
         if not shared and num_new <= 0:
@@ -151,10 +154,12 @@ class BlockManager:
         """
         table = self.tables[request]
         num_full = request.num_computed_tokens // self.block_size
+        if num_full <= table.num_hashed:
+            return
         if self.enable_prefix_caching:
             for index in range(table.num_hashed, num_full):
                 self.pool.remember(table.blocks[index], request.block_hash(index, self.block_size))
-        table.num_hashed = max(table.num_hashed, num_full)
+        table.num_hashed = num_full
 
     def fork(self, parent: Request, child: Request) -> None:
         """Let `child` share every block of `parent`; whoever writes first into a shared block gets a copy."""

@@ -40,10 +40,11 @@ class ScheduledRequest:
 
 @dataclass(slots=True)
 class Schedule:
-    """One step: what to compute, the block moves to make first, and who lost its blocks for it."""
+    """One step: what to compute, the block moves to make first, who began to run and who lost its blocks."""
 
     items: list[ScheduledRequest]
     ops: BlockOps
+    admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
 
     @property
@@ -141,13 +142,15 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """Decide one step. Requests in it own all the slots they will write."""
         items: dict[Request, ScheduledRequest] = {}
+        admitted: list[Request] = []
         preempted: list[Request] = []
+        allocate = self.block_manager.allocate
         budget = self.max_num_batched_tokens
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
             num_new = min(request.num_uncomputed_tokens, budget)
-            while num_new and not self.block_manager.allocate(request, request.num_computed_tokens + num_new):
+            while num_new and not allocate(request, request.num_computed_tokens + num_new):
                 victim = max(self.running, key=self.sort_key)
                 if victim in items:
                     budget += items.pop(victim).num_tokens
@@ -164,18 +167,23 @@ class Scheduler:
                 index += 1
         if not preempted:
             # A step that takes blocks away admits nobody: those blocks are for the ones that run.
-            budget = self._admit_waiting(items, budget)
+            admitted = self._admit_waiting(items, budget)
             while not items and self._preempt_paused(preempted):
-                budget = self._admit_waiting(items, budget)
-        return Schedule(list(items.values()), self.block_manager.take_ops(), preempted)
+                admitted += self._admit_waiting(items, budget)
+        return Schedule(list(items.values()), self.block_manager.take_ops(), admitted, preempted)
 
     @staticmethod
     def _item(request: Request, num_new: int) -> ScheduledRequest:
-        catches_up = num_new == request.num_uncomputed_tokens
+        start = request.num_computed_tokens
+        catches_up = start + num_new == len(request.token_ids)
         sampled = [request, *request.pending_forks] if catches_up and not request.pooling else []
-        return ScheduledRequest(request, request.num_computed_tokens, num_new, sampled)
+        return ScheduledRequest(request, start, num_new, sampled)
 
-    def _admit_waiting(self, items: dict[Request, ScheduledRequest], budget: int) -> int:
+    def _admit_waiting(self, items: dict[Request, ScheduledRequest], budget: int) -> list[Request]:
+        """Let waiting requests run while budget, seats and blocks last; the last one may get a chunk only."""
+        admitted: list[Request] = []
+        if not self.waiting:
+            return admitted
         seats = self.max_num_seqs - sum(1 + request.num_reserved_seats for request in self.running)
         while budget > 0:
             request = next((waiting for waiting in self.waiting if not waiting.is_paused), None)
@@ -193,7 +201,8 @@ class Scheduler:
             self.waiting.remove(request)
             self.running.append(request)
             request.status = RequestStatus.RUNNING
-        return budget
+            admitted.append(request)
+        return admitted
 
     def _preempt_paused(self, preempted: list[Request]) -> bool:
         """Nothing can run, for beams that wait for their siblings hold the blocks: take them from one of those."""
@@ -236,19 +245,21 @@ class Scheduler:
             if request.is_finished:
                 row += len(sampled)
                 continue
-            request.num_computed_tokens = item.end
-            error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
-            if error is not None:
-                self._fail(request, error, advanced)
-                row += len(sampled)
-                continue
+            request.num_computed_tokens = item.start + item.num_tokens
+            if result.errors:
+                error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
+                if error is not None:
+                    self._fail(request, error, advanced)
+                    row += len(sampled)
+                    continue
             self.block_manager.mark_computed(request)
             if request.pooling and not request.num_uncomputed_tokens:
                 self.finish(request, "stop")
                 advanced.append(request)
             if not sampled:
                 continue
-            self._fork_pending(request)
+            if request.pending_forks:
+                self._fork_pending(request)
             for sequence in sampled:
                 logprobs = result.logprobs[row] if result.logprobs is not None else None
                 if sequence.num_candidates:
