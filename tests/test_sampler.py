@@ -311,6 +311,22 @@ def test_plain_greedy_is_argmax(device):
     assert result.logprobs is None and not result.errors
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_host_waits_for_the_gpu_once(recwarn):
+    every = SamplingParams(top_p=0.9, min_p=0.01, logit_bias={3: 1.0}, min_tokens=3, frequency_penalty=0.5)
+    kinds = [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=9), every]
+    rows = [row(params, prompt=[1], output=[2], stop=[4], num_logprobs=3) for params in kinds]
+    logits = torch.randn(4, 5000, device="cuda")
+    Sampler()(logits, rows)
+    recwarn.clear()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        Sampler()(logits, rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([warning for warning in recwarn if "called a synchronizing" in str(warning.message)]) == 1
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_logprobs_are_of_the_raw_distribution_with_the_sampled_token_first(device):
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)).to(device)

@@ -56,14 +56,14 @@ class Sampler:
         peaks, token_ids = _best(logits)
         special = [i for i, row in enumerate(rows) if not row.params.is_greedy or row.params.changes_logits]
         if special:
-            index = torch.tensor(special, device=logits.device)
+            index = _send(special, logits)
             new_peaks, token_ids[index] = _choose(logits, special, [rows[i] for i in special])
             # A row that came in broken stays broken, even if a mask hid its NaN.
             peaks[index] = torch.where(peaks[index].isfinite(), new_peaks, peaks[index])
         scored = [i for i, row in enumerate(rows) if row.num_logprobs is not None]
         answer = [token_ids.double(), peaks.double()]  # float64 holds ids, float32 and ranks exactly: one transfer
         if scored:
-            index = torch.tensor(scored, device=logits.device)
+            index = _send(scored, logits)
             most = max(rows[i].num_logprobs or 0 for i in scored)
             answer.append(_logprob_table(_rows(logits, index), token_ids[index], most).flatten())
         host = torch.cat(answer).cpu().numpy()
@@ -83,7 +83,7 @@ def score_prompt(logits: Tensor, target_ids: Sequence[int], num_logprobs: int) -
     """Log-probabilities of known tokens: `logits[i]` [vocab] is the distribution that `target_ids[i]` came from."""
     if not len(target_ids):
         return []
-    targets = torch.as_tensor(np.asarray(target_ids, dtype=np.int64), device=logits.device)
+    targets = _send(np.asarray(target_ids, dtype=np.int64), logits)
     table = _logprob_table(logits, targets, num_logprobs).cpu().numpy()
     return [_token_logprobs(entry, num_logprobs) for entry in table]
 
@@ -92,6 +92,11 @@ def uniform(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments; 53 random bits."""
     digest = blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _send(values: Sequence[float] | np.ndarray, like: Tensor) -> Tensor:
+    """`values` (int64 or float64) on the device of `like`. The host does not wait for what the device is doing."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device, non_blocking=True)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _choose(logits: Tensor, special: list[int], rows: list[SamplingRow]) -> tuple[Tensor, Tensor]:
     """Rows `special` of `logits`, which are not plain greedy -> (largest logit once changed, token id)."""
-    x = _rows(logits, torch.tensor(special, device=logits.device))
+    x = _rows(logits, _send(special, logits))
     if any(row.params.changes_logits for row in rows):
         x = x.clone() if x is logits else x  # the caller's logits stay as they are
         _change_logits(x, rows)
@@ -123,7 +128,7 @@ def _choose(logits: Tensor, special: list[int], rows: list[SamplingRow]) -> tupl
     drawn = [i for i, row in enumerate(rows) if not row.params.is_greedy]
     for span in _spans(len(drawn), x):
         part = drawn[span]
-        index = torch.tensor(part, device=x.device)
+        index = _send(part, x)
         token_ids[index] = _draw(_rows(x, index), peaks[index], [rows[i] for i in part])
     return peaks, token_ids
 
@@ -155,13 +160,13 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
         scale.append(np.full(len(tokens), params.repetition_penalty))
         subtract.append(params.frequency_penalty * counts + params.presence_penalty * (counts > 0))
     if biased:
-        index = torch.tensor(list(biased), device=x.device)
-        flat.index_add_(0, index, torch.tensor(list(biased.values()), dtype=x.dtype, device=x.device))
+        index = _send(list(biased), x)
+        flat.index_add_(0, index, _send(list(biased.values()), x).to(x.dtype))
     if banned:
-        flat.index_fill_(0, torch.tensor(banned, device=x.device), -math.inf)
+        flat.index_fill_(0, _send(banned, x), -math.inf)
     if seen:
-        index = torch.from_numpy(np.concatenate(seen)).to(x.device)
-        penalty, minus = torch.from_numpy(np.stack((np.concatenate(scale), np.concatenate(subtract)))).to(x)
+        index = _send(np.concatenate(seen), x)
+        penalty, minus = _send(np.stack((np.concatenate(scale), np.concatenate(subtract))), x).to(x.dtype)
         old = flat[index]
         flat[index] = torch.where(old > 0, old / penalty, old * penalty) - minus
 
@@ -173,19 +178,19 @@ def _draw(x: Tensor, peaks: Tensor, rows: list[SamplingRow]) -> Tensor:
         (uniform(row.seed, len(row.output_token_ids)), row.params.temperature, row.params.min_p, row.params.top_p)
         for row in rows
     ]
-    u, temperature, min_p, top_p = torch.tensor(options, dtype=torch.float64).to(x.device).T
+    u, temperature, min_p, top_p = _send(np.array(options, dtype=np.float64).T, x)
     limits = [row.params.top_k if 0 < row.params.top_k < vocab else vocab for row in rows]
-    weights = x.sub(peaks[:, None]).div_(temperature.to(x)[:, None]).exp_()
+    weights = x.sub(peaks[:, None]).div_(temperature.float()[:, None]).exp_()
     if any(row.params.min_p > 0 for row in rows):
-        weights.masked_fill_(weights < min_p.to(x)[:, None], 0.0)
+        weights.masked_fill_(weights < min_p.float()[:, None], 0.0)
     weights = weights.mul_(WEIGHT_OF_BEST).long()
 
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=x.device)
-    top_k = torch.tensor(limits, device=x.device)
+    top_k = _send(limits, x)
 
     def draw_best(members: list[int], reach: int) -> list[int]:
         """Draw for `members` among their best `reach` tokens; return those whose top_k or top_p asks for more."""
-        index = torch.tensor(members, device=x.device)
+        index = _send(members, x)
         ranked = _ranked_ids(_rows(x, index), reach)
         token_ids[index], covered = _draw_ranked(ranked, _rows(weights, index), top_k[index], top_p[index], u[index])
         if reach >= max(limits[i] for i in members):
@@ -199,7 +204,7 @@ def _draw(x: Tensor, peaks: Tensor, rows: list[SamplingRow]) -> Tensor:
         untruncated = limits[i] == vocab and row.params.top_p >= 1.0
         (whole if untruncated else narrow if limits[i] <= NARROW else wide).append(i)
     if whole:
-        index = torch.tensor(whole, device=x.device)
+        index = _send(whole, x)
         token_ids[index] = _invert(_rows(weights, index), u[index])
     if narrow:
         draw_best(narrow, max(limits[i] for i in narrow))
