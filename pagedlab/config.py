@@ -34,6 +34,8 @@ class EngineConfig:
         max_model_len: longest prompt plus output, tokens; None is the model's own limit.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: token budget of a step; None is 512 on a CPU and 8192 on a GPU.
+        long_prefill_token_threshold: most tokens of one request in a step, so that a long prompt cannot take the whole
+            budget; 0 sets no limit.
         enable_prefix_caching: reuse KV blocks of equal prefixes.
         scheduling_policy: fcfs (arrival), priority (smaller number first), sjf (shortest prompt + max_tokens first).
         preemption_mode: recompute drops a preempted request's blocks, swap moves them to host memory.
@@ -58,6 +60,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
+    long_prefill_token_threshold: int = 0
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     preemption_mode: str = "recompute"
@@ -75,6 +78,7 @@ class EngineConfig:
         self._choice("load_format", LOAD_FORMATS)
         for name in ("block_size", "max_num_seqs"):
             self._at_least(name, 1)
+        self._at_least("long_prefill_token_threshold", 0)
         for name, low in (
             ("num_blocks", 2),
             ("kv_cache_memory", 1),

@@ -78,6 +78,7 @@ class LLMEngine:
             max_num_batched_tokens=self.parts.max_num_batched_tokens,
             policy=self.config.scheduling_policy,
             preemption_mode=self.config.preemption_mode,
+            long_prefill_token_threshold=self.config.long_prefill_token_threshold,
             tracer=self.tracer,
         )
         self.executor = ModelExecutor(self.parts.worker, self.block_manager, self.tracer)
@@ -186,6 +187,7 @@ class LLMEngine:
             skip_special_tokens=params.skip_special_tokens,
             stop=tuple(params.stop or ()),
             include_stop_str_in_output=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
         )
 
     def abort_request(self, request_ids: str | Iterable[str]) -> list[RequestOutput]:

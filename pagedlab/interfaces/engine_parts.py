@@ -13,7 +13,7 @@ from pagedlab.model_authoring.model_executor import StepWorker
 from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.loader import load_model
 from pagedlab.model_authoring.models.provision import resolve_model
-from pagedlab.runtime.attention import select_backend
+from pagedlab.runtime.attention.registry import select_backend
 from pagedlab.runtime.cache_engine import CacheEngine
 from pagedlab.runtime.platform import pool_bytes, resolve_device, resolve_dtype
 from pagedlab.runtime.worker import Worker

@@ -67,7 +67,7 @@ class Completion:
         self._detokenize()
         if self.sequence.is_finished:
             self.detokenizer.finish()
-        return self.detokenizer.next_delta(self.sequence.is_finished) if delta else self.detokenizer.text
+        return self.detokenizer.stream_text(self.sequence.is_finished) if delta else self.detokenizer.text
 
     def _detokenize(self) -> None:
         """Feed the tokens that are new. A stop token that ended the sequence is no text, unless asked for."""

@@ -67,6 +67,7 @@ class Scheduler:
         max_num_batched_tokens: token budget of a step.
         policy: fcfs, priority or sjf.
         preemption_mode: recompute or swap.
+        long_prefill_token_threshold: most tokens of one request in a step; 0 sets no limit.
         tracer: receives schedule, preempt and finish events.
     """
 
@@ -77,6 +78,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         policy: str = "fcfs",
         preemption_mode: str = "recompute",
+        long_prefill_token_threshold: int = 0,
         tracer: Tracer | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
@@ -89,6 +91,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.policy = policy
         self.preemption_mode = preemption_mode
+        self.max_tokens_per_request = long_prefill_token_threshold or max_num_batched_tokens
         self.tracer = tracer or Tracer()
         self.waiting: list[Request] = []
         """Ordered by `sort_key`."""
@@ -149,7 +152,7 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
-            num_new = min(request.num_uncomputed_tokens, budget)
+            num_new = min(request.num_uncomputed_tokens, self.max_tokens_per_request, budget)
             while num_new and not allocate(request, request.num_computed_tokens + num_new):
                 victim = max(self.running, key=self.sort_key)
                 if victim in items:
@@ -192,7 +195,7 @@ class Scheduler:
             seats -= 1 + request.num_reserved_seats
             if seats < 0 or not self._take_blocks(request):
                 break
-            num_new = min(request.num_uncomputed_tokens, budget)
+            num_new = min(request.num_uncomputed_tokens, self.max_tokens_per_request, budget)
             if num_new:
                 granted = self.block_manager.allocate(request, request.num_computed_tokens + num_new)
                 assert granted, "can_hold promised the blocks of all known tokens"
