@@ -311,6 +311,13 @@ def test_plain_greedy_is_argmax(device):
     assert result.logprobs is None and not result.errors
 
 
+def test_a_greedy_token_has_rank_one_even_if_it_ties():
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]])
+    result = Sampler()(logits, [row(SamplingParams(temperature=0), num_logprobs=3)])
+    assert result.logprobs is not None and result.logprobs[0] is not None
+    assert result.logprobs[0].token_ids == [1, 1, 3, 2] and result.logprobs[0].ranks == [1, 1, 2, 3]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_host_waits_for_the_gpu_once(recwarn):
     every = SamplingParams(top_p=0.9, min_p=0.01, logit_bias={3: 1.0}, min_tokens=3, frequency_penalty=0.5)
@@ -340,7 +347,7 @@ def test_logprobs_are_of_the_raw_distribution_with_the_sampled_token_first(devic
     assert first.token_ids[0] == result.token_ids[0] == 8  # the bias decides the token, not its log-probability
     assert first.logprobs == pytest.approx(raw[0, first.token_ids].tolist(), abs=1e-6)
     assert first.token_ids[1:] == raw[0].topk(5).indices.tolist()
-    assert first.ranks == [int((raw[0] >= raw[0, 8]).sum()), 1, 2, 3, 4, 5]
+    assert first.ranks == [1 + int((raw[0] > raw[0, 8]).sum()), 1, 2, 3, 4, 5]
     assert greedy.token_ids == result.token_ids[2:] and greedy.ranks == [1]
 
 

@@ -264,14 +264,15 @@ def _ranked_ids(x: Tensor, reach: int) -> Tensor:
 def _logprob_table(logits: Tensor, token_ids: Tensor, num_logprobs: int) -> Tensor:
     """[rows, (ids, log-probabilities, ranks), 1 + num_logprobs] float64: the given token first, then the best.
 
-    The given token's rank counts the tokens at least as probable as it, as in vLLM; those listed rank by position.
+    The given token's rank is one more than the number of better tokens, so that a greedy token is first even when it
+    ties (vLLM counts its equals too); those listed rank by position.
     """
     num_logprobs = min(num_logprobs, logits.shape[1])
     table = torch.empty(len(logits), 3, 1 + num_logprobs, dtype=torch.float64, device=logits.device)
     for span in _spans(len(logits), logits):
         logprobs = logits[span].log_softmax(-1)
         ids = token_ids[span, None]
-        rank = (logprobs >= logprobs.gather(1, ids)).sum(-1)
+        rank = 1 + (logits[span] > logits[span].gather(1, ids)).sum(-1)
         if num_logprobs:
             ids = torch.cat((ids, _ranked_ids(logits[span], num_logprobs)), 1)
         table[span, 0] = ids.double()
