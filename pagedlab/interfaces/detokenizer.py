@@ -72,10 +72,12 @@ class IncrementalDetokenizer:
             return
         self._window.append(token_id)
         decoded = self._decode(self._window)
-        if decoded.endswith(UNKNOWN):
-            return  # the middle of a character, unless the next token shows that the bytes are just wrong
-        self._extend(self._new_text(decoded))
-        self._settle(self._window[self._num_context :])
+        # U+FFFD: the middle of a character, unless the next token shows that the bytes are just wrong. Some slow
+        # tokenizers write nothing for such bytes.
+        new_text = "" if decoded.endswith(UNKNOWN) else self._new_text(decoded)
+        if new_text:
+            self._extend(new_text)
+            self._settle(self._window[self._num_context :])
 
     def finish(self) -> None:
         """No token will follow: let go of an unfinished character (as U+FFFD)."""
@@ -84,7 +86,7 @@ class IncrementalDetokenizer:
             self._extend(self._new_text(self._decode(self._window)))
             self._settle(pending)
 
-    def next_delta(self, finished: bool) -> str:
+    def stream_text(self, finished: bool) -> str:
         """Text that may go to the client now and has not been returned before; all that is left if `finished`."""
         if finished:
             self.finish()
