@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def llama_cpp_tokenizer(real: SimpleNamespace) -> PreTrainedTokenizerFast:
 
     Source: llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM: each number character alone, then GPT-2's rule.
     """
-    tokenizer = real.oracle_tokenizer
+    tokenizer = copy.deepcopy(real.oracle_tokenizer)
     gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

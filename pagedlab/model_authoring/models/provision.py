@@ -69,7 +69,7 @@ def resolve_model(model: str | Path | None = None, *, progress: bool = True) -> 
     if model is None:
         return _default(progress)
     directory = Path(model).expanduser()
-    if directory.is_dir():
+    if model and directory.is_dir():
         return _checked_directory(directory)
     if isinstance(model, Path) or not REPOSITORY.match(model):
         raise ModelError(
