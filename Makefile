@@ -10,6 +10,7 @@
 #                which saves several GB on a Linux machine without an NVIDIA GPU
 #   LAB_ARGS     passed to JupyterLab
 #   PYTEST_ARGS  passed to pytest: -k paged, -x ...
+#   XDIST        how pytest shares out the tests: -n 4 ...
 #
 # Needs only what make 3.81 (macOS) has.
 
@@ -20,7 +21,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 PIP_ARGS ?=
 LAB_ARGS ?=
 PYTEST_ARGS ?=
-XDIST ?= -n auto --maxprocesses 8
+# One process where there is a GPU: each would claim most of its memory.
+XDIST ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && printf '%s' '-n 0' || printf '%s' '-n auto --maxprocesses 8')
 
 VENV = .venv
 BIN = $(VENV)/bin

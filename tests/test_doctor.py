@@ -170,6 +170,19 @@ def test_every_command_explains_itself_with_examples(command: str, capsys: pytes
     assert f"examples:\n  pagedlab {command}" in capsys.readouterr().out
 
 
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["doctor", "--cure"])
+    assert end.value.code == 2 and "--cure" in capsys.readouterr().err
+
+
+def test_bench_passes_everything_on_to_its_own_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[list[str]] = []
+    monkeypatch.setattr("pagedlab.bench.cli.main", lambda argv: got.append(list(argv)) or 0)
+    assert cli.main(["bench", "offline", "--rounds", "5"]) == 0
+    assert got == [["offline", "--rounds", "5"]]
+
+
 def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys; from pagedlab.interfaces import cli; cli.build_parser().format_help();"
@@ -275,3 +288,11 @@ def test_sampling_options_reach_the_parameters() -> None:
 def test_a_value_out_of_range_is_a_refusal(echo: EchoLLM, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "x", "--max-tokens", "0"]) == 1
     assert "max_tokens must be at least 1" in capsys.readouterr().err
+
+
+def test_the_real_model_answers_on_the_command_line(
+    default_model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(default_model_path), "--dtype", "float32", "--device", "cpu", "--max-tokens", "12"]
+    assert cli.main(["chat", "What is the capital of France?", *options]) == 0
+    assert capsys.readouterr().out.strip().endswith("Paris.")

@@ -18,7 +18,11 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0, 1 for a refusal (one sentence on stderr), 130 for Ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.rest = rest
+    if rest and arguments.handler is not run_bench:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return arguments.handler(arguments)
     except PagedlabError as error:
@@ -96,8 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--short", action="store_true", help="a few seconds only")
     add_model_options(demo)
 
-    bench = command("bench", "measure the engine", run_bench, "  pagedlab bench --help")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on; see pagedlab bench --help")
+    # bench has commands of its own: everything behind its name goes to pagedlab.bench.cli, --help too.
+    bench = commands.add_parser("bench", help="measure the engine against peers and the physical limit", add_help=False)
+    bench.set_defaults(handler=run_bench)
     return parser
 
 
@@ -182,7 +187,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_bench(arguments: argparse.Namespace) -> int:
     from pagedlab.bench.cli import main as run
 
-    return run(arguments.arguments)
+    return run(arguments.rest)
 
 
 def open_llm(arguments: argparse.Namespace) -> LLM:
