@@ -40,7 +40,7 @@ class EngineConfig:
         scheduling_policy: fcfs (arrival), priority (smaller number first), sjf (shortest prompt + max_tokens first).
         preemption_mode: recompute drops a preempted request's blocks, swap moves them to host memory.
         seed: seed of requests that name none, and of dummy weights.
-        attention_backend: auto, or a name (reference, sdpa, triton), or an AttentionBackend class, instance or function.
+        attention_backend: auto, a name (reference, sdpa, triton), or an AttentionBackend class, instance or function.
         scheduler_cls, block_manager_cls: your own class in place of Scheduler or BlockManager.
         enforce_eager: no CUDA graphs.
         enable_trace: record one event for each step of a request's way (LLMEngine.tracer).

@@ -15,6 +15,9 @@ MAX_LOGPROBS = 20
 
 MAX_SEED = 2**63 - 1
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy (vLLM's limit): dividing logits by them would overflow float32."""
+
 
 class RequestOutputKind(Enum):
     """What a step returns of a request: all so far, only what is new, or nothing until it has ended (as in vLLM)."""
@@ -30,19 +33,22 @@ class SamplingParams:
 
     Args:
         n: number of completions for the prompt. They share its KV blocks (copy-on-write).
-        temperature: 0 is greedy; 1 samples from the model's own distribution.
+        temperature: 0 is greedy, whatever top_p, top_k and min_p say; 1 samples from the model's own distribution.
         top_p: keep the smallest set of tokens whose probability reaches this (0 < top_p <= 1).
         top_k: keep the k most probable tokens; 0 or -1 keeps all.
         min_p: keep tokens at least this times as probable as the most probable one (0 <= min_p <= 1).
         max_tokens: most tokens to generate.
-        min_tokens: end-of-text and stop tokens cannot be sampled before this many tokens.
+        min_tokens: end-of-text and stop tokens cannot be sampled before this many tokens are out, and a stop string
+            that is complete by then does not count.
         stop: string or strings that end the text; not part of it unless `include_stop_str_in_output`.
         stop_token_ids: ids that end the text.
-        seed: makes the request reproducible whatever else is in the batch; None derives one from the engine's seed.
+        seed: makes the request reproducible whatever else is in the batch; None (or -1, as in vLLM)
+            derives one from the engine's seed.
         ignore_eos: go on after the end-of-text token.
         logprobs: also return this many best alternatives for each sampled token (the sampled one is always included).
         prompt_logprobs: the same for each prompt token, given those before it.
-        presence_penalty, frequency_penalty: subtracted once, or once an occurrence, from tokens already generated (-2 to 2).
+        presence_penalty, frequency_penalty: subtracted once, or once an occurrence, from the logits of tokens already
+            generated (-2 to 2).
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output (> 0).
         logit_bias: token id -> value added to its logit.
         skip_special_tokens: leave special tokens out of the text.
@@ -74,20 +80,25 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        try:
+            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+            object.__setattr__(self, "stop", stop)
+            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        except TypeError as error:
+            raise InvalidRequestError(f"stop and stop_token_ids must be lists: {error}.") from None
+        if self.seed == -1:
+            object.__setattr__(self, "seed", None)
         if self.logit_bias is not None:
             try:
                 bias = {int(token): float(value) for token, value in dict(self.logit_bias).items()}
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise InvalidRequestError(f"logit_bias must map token ids to numbers: {error}.") from None
             object.__setattr__(self, "logit_bias", bias)
         self._check()
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def changes_logits(self) -> bool:
@@ -117,7 +128,8 @@ class SamplingParams:
         self._number("repetition_penalty", 0.0, 100.0, above=True)
         if self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}): lower one or raise the other."
+                f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}): "
+                "lower one or raise the other."
             )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
@@ -135,6 +147,11 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"logit_bias must map token ids >= 0 to values from -100 to 100, got {token}: {value}."
                 )
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidRequestError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}.")
         if self.is_greedy and self.n > 1:
             raise InvalidRequestError("n must be 1 when temperature is 0: greedy completions would all be the same.")
 
@@ -181,5 +198,5 @@ class BeamSearchParams:
                 raise InvalidRequestError(f"{name} must be an integer {bounds}, got {value!r}.")
         if self.temperature != 0:
             raise InvalidRequestError(f"temperature must be 0 for beam search, got {self.temperature}.")
-        if not math.isfinite(self.length_penalty):
+        if not isinstance(self.length_penalty, (int, float)) or not math.isfinite(self.length_penalty):
             raise InvalidRequestError(f"length_penalty must be a finite number, got {self.length_penalty}.")

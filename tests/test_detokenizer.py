@@ -270,6 +270,16 @@ def test_a_stop_string_within_min_tokens_does_not_count(min_tokens, wanted):
     assert decode_all(tokenizer, [], encode(tokenizer, "abab"), stop=["b"], min_tokens=min_tokens) == wanted
 
 
+def test_text_that_stays_in_any_case_is_streamed_at_once():
+    tokenizer = slow()
+    included = IncrementalDetokenizer(tokenizer, [], stop=["abc"], include_stop_str_in_output=True)
+    passed_over = IncrementalDetokenizer(tokenizer, [], stop=["ab"], min_tokens=9)
+    for token_id in encode(tokenizer, "ab"):
+        included.append(token_id)
+        passed_over.append(token_id)
+    assert included.stream_text(finished=False) == passed_over.stream_text(finished=False) == "ab"
+
+
 def test_prompt_text_is_never_part_of_the_output():
     tokenizer = byte_level()
     detokenizer = IncrementalDetokenizer(tokenizer, encode(tokenizer, "stop"), stop=["stop"])

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from tokenizers import Tokenizer
+
 CONTEXT_TOKENS = 6
 """Prompt tokens that the first output token is decoded with (vLLM takes 5 or 6)."""
 
@@ -51,7 +53,7 @@ class IncrementalDetokenizer:
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
     ) -> None:
-        self._decode, self._skipped = _decoder(tokenizer, skip_special_tokens)
+        self._decode = _decoder(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
@@ -62,18 +64,18 @@ class IncrementalDetokenizer:
         self._num_streamed = 0
         self.text = ""
         self.stopped_on: str | None = None
-        context = [token for token in prompt_token_ids[-2 * CONTEXT_TOKENS :] if token not in self._skipped]
-        self._settle(context[-CONTEXT_TOKENS:])
+        self._settle(prompt_token_ids[-CONTEXT_TOKENS:])
 
     def append(self, token_id: int) -> None:
         """Take one more output token."""
         self._num_tokens += 1
-        if self.stopped_on is not None or token_id in self._skipped:
+        if self.stopped_on is not None:
             return
         self._window.append(token_id)
         decoded = self._decode(self._window)
         # U+FFFD: the middle of a character, unless the next token shows that the bytes are just wrong. Some slow
-        # tokenizers write nothing for such bytes.
+        # tokenizers write nothing for such bytes. A special token writes nothing either, and as the only context it
+        # would cost a SentencePiece token its space: it has to wait too.
         new_text = "" if decoded.endswith(UNKNOWN) else self._new_text(decoded)
         if new_text:
             self._extend(new_text)
@@ -105,11 +107,11 @@ class IncrementalDetokenizer:
         # Byte-fallback decoders spell a run of bytes all wrong once one of them is: do not repeat the context.
         return self._decode(self._window[self._num_context :])
 
-    def _settle(self, tokens: list[int]) -> None:
+    def _settle(self, tokens: Sequence[int]) -> None:
         """`tokens` are out: from here on they are the context."""
         self._window = list(tokens)
         self._num_context = len(tokens)
-        self._context_text = self._decode(tokens) if tokens else ""
+        self._context_text = self._decode(self._window) if tokens else ""
 
     def _extend(self, new_text: str) -> None:
         """Add text, and end it at the first stop string that it completes."""
@@ -159,24 +161,18 @@ def decode_all(
 
 
 @lru_cache(maxsize=16)
-def _decoder(tokenizer: Any, skip_special_tokens: bool) -> tuple[Callable[[list[int]], str], frozenset[int]]:
-    """A function from ids to text, and the ids that never have text (special ones, if they are to be skipped).
+def _decoder(tokenizer: Any, skip_special_tokens: bool) -> Callable[[list[int]], str]:
+    """The function from ids to text. A model's vocabulary may be padded; ids that the tokenizer lacks have no text.
 
-    Skipped ids stay out of the window: as context they would say nothing, and a SentencePiece token after nothing but
-    them would lose its space. Fast tokenizers are asked without transformers' wrapper, which costs more than decoding.
+    Fast tokenizers are asked without transformers' wrapper, which costs more than the decoding.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if hasattr(backend, "get_added_tokens_decoder"):
-        added = backend.get_added_tokens_decoder()
-        special = frozenset(token for token, content in added.items() if content.special)
-        skipped = special if skip_special_tokens else frozenset()
-        return lambda ids: backend.decode(ids, skip_special_tokens=skip_special_tokens), skipped
+    if isinstance(backend, Tokenizer):
+        return lambda ids: backend.decode(ids, skip_special_tokens=skip_special_tokens)
     vocab = len(tokenizer)
-    skipped = frozenset(tokenizer.all_special_ids) if skip_special_tokens else frozenset()
 
     def decode(ids: list[int]) -> str:
-        # A model's vocabulary may be padded beyond the tokenizer's; fast tokenizers pass over such ids too.
         known = [token for token in ids if token < vocab]
         return tokenizer.decode(known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
-    return decode, skipped
+    return decode
