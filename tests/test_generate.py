@@ -19,8 +19,8 @@ MAX_TOKENS = 10
 def prompts_with_shared_prefixes() -> list[list[int]]:
     draw = random.Random(0)
     stem = [draw.randrange(3, 128) for _ in range(40)]
-    lengths = (1, 15, 16, 17, 31, 33)
-    return [stem[:length] + [draw.randrange(3, 128) for _ in range(length % 5)] for length in lengths] + [stem, stem]
+    lengths = (1, 15, 16, 25, 26, 27, 31, 33)
+    return [stem[:length] + [draw.randrange(3, 128) for _ in range(length % 4)] for length in lengths] + [stem, stem]
 
 
 def transformers_tokens(path: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
@@ -102,7 +102,7 @@ def test_every_backend_and_dtype_runs_the_whole_engine(tmp_path: Path, backend: 
 
 def test_sampled_tokens_do_not_depend_on_who_shares_the_batch(tmp_path: Path) -> None:
     path = make_tiny_model(tmp_path)
-    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=12, ignore_eos=True, n=2) for i in range(8)]
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=12, ignore_eos=True, n=2) for i in range(10)]
     prompts = prompts_with_shared_prefixes()
     together = LLM(path, skip_tokenizer_init=True, num_blocks=200).generate(prompts, params, use_tqdm=False)
     for index, prompt in enumerate(prompts):

@@ -74,8 +74,11 @@ def build_parts(config: EngineConfig) -> EngineParts:
     max_num_seqs = min(config.max_num_seqs, budget)
     shape = (model_config.num_hidden_layers, config.block_size, model_config.num_key_value_heads, model_config.head_dim)
     bytes_per_block = CacheEngine.bytes_per_block(*shape, dtype)
-    num_blocks = _num_blocks(config, pool_bytes(config, device), bytes_per_block, max_model_len, max_num_seqs)
-    num_host_blocks = int(config.swap_space * 2**30) // bytes_per_block if config.preemption_mode == "swap" else 0
+    most_useful = max_num_seqs * -(-max_model_len // config.block_size)
+    num_blocks = _num_blocks(config, pool_bytes(config, device), bytes_per_block, most_useful)
+    num_host_blocks = 0
+    if config.preemption_mode == "swap":
+        num_host_blocks = min(int(config.swap_space * 2**30) // bytes_per_block, most_useful)
     cache = CacheEngine(
         num_layers=model_config.num_hidden_layers,
         num_blocks=num_blocks,
@@ -89,7 +92,7 @@ def build_parts(config: EngineConfig) -> EngineParts:
     manager_cls = config.block_manager_cls or BlockManager
     return EngineParts(
         tokenizer=tokenizer,
-        worker=Worker(model, cache, backend, device),
+        worker=Worker(model, cache, backend, device, model_config.sliding_windows),
         block_manager=manager_cls(
             num_blocks=num_blocks,
             block_size=config.block_size,
@@ -132,10 +135,8 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len or longest
 
 
-def _num_blocks(
-    config: EngineConfig, budget_bytes: int, bytes_per_block: int, max_model_len: int, max_num_seqs: int
-) -> int:
-    """Blocks of the pool: as told, or as many as fit, but no more than all sequences could ever fill."""
+def _num_blocks(config: EngineConfig, budget_bytes: int, bytes_per_block: int, most_useful: int) -> int:
+    """Blocks of the pool: as told, or as many as fit, but no more than all sequences could ever fill (and block 0)."""
     if config.num_blocks is not None:
         return config.num_blocks
     pool = config.kv_cache_memory or budget_bytes
@@ -145,5 +146,4 @@ def _num_blocks(
             f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two: "
             "raise kv_cache_memory, or lower block_size."
         )
-    useful = max_num_seqs * -(-max_model_len // config.block_size) + 1
-    return min(fit, useful)
+    return min(fit, most_useful + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +32,7 @@ class Worker:
         model: on `device`, with weights.
         cache: the KV tensors.
         backend: attention over them.
-        sliding_window: the model's widest window in use, for planning; None for full attention.
+        sliding_windows: of the model's layers; None is full attention.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Worker:
         cache: CacheEngine,
         backend: AttentionBackend,
         device: torch.device,
-        sliding_window: int | None = None,
+        sliding_windows: Iterable[int | None] = (None,),
     ) -> None:
         self.model = model
         self.cache = cache
         self.backend = backend
         self.device = device
-        self.sliding_window = sliding_window
+        self.sliding_windows = frozenset(sliding_windows)
         self.sampler = Sampler()
 
     @torch.inference_mode()
@@ -81,10 +81,7 @@ class Worker:
     def forward(self, batch: RaggedBatch) -> Tensor:
         """Hidden states [num_tokens, hidden_size] after the final norm; the batch's K and V are then in the cache."""
         metadata = self.metadata(batch)
-        metadata.plan = self.backend.plan(
-            metadata, block_size=self.cache.block_size, sliding_window=self.sliding_window
-        )
-        context = AttentionContext(self.backend, self.cache.kv_caches, metadata)
+        context = AttentionContext(self.backend, self.cache.kv_caches, metadata, self.sliding_windows)
         return self.model(self._to_device(batch.token_ids), self._to_device(batch.positions), context)
 
     def metadata(self, batch: RaggedBatch) -> AttentionMetadata:

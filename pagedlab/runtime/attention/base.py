@@ -8,7 +8,7 @@ there, and nobody's context ever contains it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ class AttentionMetadata:
         seq_lens: [num_seqs] int32, context length with this step's tokens included
         slot_mapping: [num_tokens] int64
         query_lens_host, seq_lens_host: plain integers, so that planning needs no device synchronisation
-        plan: whatever the backend's `plan` returned for this step
+        plan: what the backend's `plan` returned for this step and the window of the layer at hand
     """
 
     block_tables: Tensor
@@ -67,7 +67,10 @@ class AttentionBackend(ABC):
         return None
 
     def plan(self, metadata: AttentionMetadata, *, block_size: int, sliding_window: int | None) -> Any:
-        """Once a step, before the first layer: anything that all layers share. The result is `metadata.plan`."""
+        """Once a step and window size, before the first layer: anything that the layers share.
+
+        `attend` finds the result, for its layer's window, in `metadata.plan`.
+        """
         return None
 
     def write(self, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -114,10 +117,21 @@ class FunctionBackend(AttentionBackend):
 class AttentionContext:
     """What a model calls in place of attention: it knows the backend, the cache of each layer and the step's metadata."""
 
-    def __init__(self, backend: AttentionBackend, kv_caches: list[Tensor], metadata: AttentionMetadata) -> None:
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        kv_caches: list[Tensor],
+        metadata: AttentionMetadata,
+        sliding_windows: Iterable[int | None] = (None,),
+    ) -> None:
         self.backend = backend
         self.kv_caches = kv_caches
         self.metadata = metadata
+        block_size = kv_caches[0].shape[2]
+        self.plans = {
+            window: backend.plan(metadata, block_size=block_size, sliding_window=window)
+            for window in set(sliding_windows)
+        }
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None = None
@@ -125,4 +139,5 @@ class AttentionContext:
         """Write this step's keys and values for `layer`, then attend. Shapes `[num_tokens, heads, head_dim]`."""
         cache = self.kv_caches[layer]
         self.backend.write(key, value, cache, self.metadata.slot_mapping)
+        self.metadata.plan = self.plans[sliding_window]
         return self.backend.attend(query, cache, self.metadata, scale=scale, sliding_window=sliding_window)

@@ -1,0 +1,24 @@
+"""`pagedlab bench`: one subcommand a benchmark; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark and return its exit status."""
+    from pagedlab.bench import offline
+
+    parser = argparse.ArgumentParser(
+        prog="pagedlab bench",
+        description="Measure the engine against peers and against the physical limit.",
+        epilog="examples:\n  pagedlab bench offline\n  pagedlab bench offline --dtype float32 --rounds 5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    sub = commands.add_parser("offline", help="throughput on a fixed workload, against transformers and the floor")
+    offline.add_arguments(sub)
+    sub.set_defaults(handler=offline.main)
+    arguments = parser.parse_args(argv)
+    return arguments.handler(arguments)

@@ -1,0 +1,172 @@
+"""`pagedlab bench offline`: the engine against transformers' static and continuous batching, and against the floor.
+
+Every round times all engines one after the other on the same requests, so that a shared machine's drift falls on all of
+them; ratios are formed round by round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from pagedlab.bench.floor import RecordingWorker, StepSize, floor_seconds
+from pagedlab.bench.peers import load_peer, run_generate_batch, run_static
+from pagedlab.bench.report import environment, ratios, show, spread, write_json
+from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
+from pagedlab.errors import ConfigError, PagedlabError
+from pagedlab.interfaces.llm import LLM
+from pagedlab.runtime.worker import Worker
+from pagedlab.sampling_params import SamplingParams
+
+TARGETS = {
+    "float32": {"static": 2.5, "generate_batch": 3.5, "floor": 0.55, "prefix_caching": 5.0},
+    "bfloat16": {"static": 2.0, "generate_batch": 3.5, "floor": 0.55, "prefix_caching": 5.0},
+}
+"""What the project aims at on a CPU with 32 requests: ratios of throughput."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="directory or Hugging Face id; left out: SmolLM2-135M-Instruct")
+    parser.add_argument("--num-prompts", type=int, default=32)
+    parser.add_argument("--input-len", type=int, nargs=2, default=(16, 256), metavar=("MIN", "MAX"))
+    parser.add_argument("--output-len", type=int, nargs=2, default=(16, 128), metavar=("MIN", "MAX"))
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention-backend", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=["static", "generate_batch"], help="static, generate_batch")
+    parser.add_argument("--no-prefix", action="store_true", help="leave out the shared-prefix run")
+    parser.add_argument("--json", type=Path, help="write the result there")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmark for each number type and print one table for each."""
+    unknown = set(arguments.peers) - {"static", "generate_batch"}
+    if unknown or arguments.rounds < 1 or arguments.num_prompts < 1:
+        raise ConfigError("--peers are static and generate_batch, --rounds and --num-prompts at least 1.")
+    result: dict[str, Any] = {"environment": environment(arguments.device), "runs": {}}
+    for dtype in arguments.dtype:
+        result["runs"][dtype] = run = bench_dtype(arguments, dtype)
+        print_table(dtype, run)
+    if arguments.json:
+        print(f"Written to {write_json(arguments.json, result)}")
+    return 0
+
+
+def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """All rounds of one number type."""
+    llm = open_engine(arguments, dtype)
+    worker = llm.llm_engine.parts.worker
+    assert isinstance(worker, Worker) and llm.model_path is not None
+    vocab = llm.llm_engine.limits.vocab_size
+    jobs = offline_jobs(
+        arguments.num_prompts, vocab, input_range=tuple(arguments.input_len), output_range=tuple(arguments.output_len)
+    )
+    peer = load_peer(llm.model_path, getattr(torch, dtype), worker.device) if arguments.peers else None
+    warm_up = [Job(job.prompt_token_ids, 2) for job in jobs[:4]]
+    run_engine(llm, warm_up)
+    seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []} | {name: [] for name in arguments.peers}
+    overhead: list[float] = []
+    for name, run in (("static", run_static), ("generate_batch", run_generate_batch)):
+        if name in seconds:
+            run(peer, warm_up)
+    for _ in tqdm(range(arguments.rounds), desc=f"Rounds in {dtype}"):
+        llm.reset_prefix_cache()
+        before = llm.stats()
+        taken, steps = run_engine(llm, jobs)
+        after = llm.stats()
+        overhead.append((after.schedule_time + after.update_time - before.schedule_time - before.update_time) / taken)
+        seconds["pagedlab"].append(taken)
+        seconds["floor"].append(floor_seconds(worker.model, steps))
+        if "static" in seconds:
+            seconds["static"].append(run_static(peer, jobs))
+        if "generate_batch" in seconds:
+            seconds["generate_batch"].append(run_generate_batch(peer, jobs))
+    num_output = sum(job.max_tokens for job in jobs)
+    run_result: dict[str, Any] = {
+        "num_prompts": len(jobs),
+        "num_input_tokens": sum(len(job.prompt_token_ids) for job in jobs),
+        "num_output_tokens": num_output,
+        "num_steps": len(steps),
+        "output_tokens_per_s": {name: spread([num_output / t for t in times]) for name, times in seconds.items()},
+        "speedup": {name: ratios(seconds[name], seconds["pagedlab"]) for name in arguments.peers},
+        "share_of_floor": ratios(seconds["floor"], seconds["pagedlab"]),
+        "host_share": spread(overhead),
+    }
+    if not arguments.no_prefix:
+        run_result["prefix_caching"] = bench_prefix(arguments, dtype, vocab)
+    run_result["targets"] = TARGETS.get(dtype, {}) if worker.device.type == "cpu" else {}
+    return run_result
+
+
+def bench_prefix(arguments: argparse.Namespace, dtype: str, vocab: int) -> dict[str, float]:
+    """Speed-up by the prefix cache, cold at the start, on prompts that share 512 tokens."""
+    jobs = shared_prefix_jobs(32, vocab)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    engines = {cached: open_engine(arguments, dtype, enable_prefix_caching=cached) for cached in times}
+    for _ in range(arguments.rounds):
+        for cached, llm in engines.items():
+            llm.reset_prefix_cache()
+            times[cached].append(run_engine(llm, jobs)[0])
+    return ratios(times[False], times[True])
+
+
+def open_engine(arguments: argparse.Namespace, dtype: str, **options: Any) -> LLM:
+    return LLM(
+        arguments.model,
+        dtype=dtype,
+        device=arguments.device,
+        attention_backend=arguments.attention_backend,
+        skip_tokenizer_init=True,
+        **options,
+    )
+
+
+def run_engine(llm: LLM, jobs: list[Job]) -> tuple[float, list[StepSize]]:
+    """Seconds for all jobs, and the sizes of the steps taken."""
+    engine = llm.llm_engine
+    worker = engine.executor.worker
+    recorder = RecordingWorker(worker)
+    engine.executor.worker = recorder
+    prompts = [job.prompt_token_ids for job in jobs]
+    params = [SamplingParams(temperature=0, max_tokens=job.max_tokens, ignore_eos=True) for job in jobs]
+    try:
+        start = time.perf_counter()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        taken = time.perf_counter() - start
+    finally:
+        engine.executor.worker = worker
+    for output, job in zip(outputs, jobs, strict=True):
+        if len(output.outputs[0].token_ids) != job.max_tokens:
+            raise PagedlabError("pagedlab returned fewer tokens than were asked for: its time means nothing.")
+    return taken, recorder.steps
+
+
+def print_table(dtype: str, run: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    targets = run["targets"]
+    table = Table(
+        title=f"{dtype}: {run['num_prompts']} requests, {run['num_input_tokens']} tokens in, "
+        f"{run['num_output_tokens']} out; median (min-max) of the rounds"
+    )
+    for column in ("", "output tokens/s", "pagedlab is", "aim"):
+        table.add_column(column)
+    rates = run["output_tokens_per_s"]
+    table.add_row("pagedlab", show(rates["pagedlab"], 1), "", "")
+    for name, ratio in run["speedup"].items():
+        aim = f"{targets[name]:.1f}x" if name in targets else ""
+        table.add_row(f"transformers {name}", show(rates[name], 1), show(ratio) + " x", aim)
+    aim = f"{targets['floor']:.2f}" if "floor" in targets else ""
+    table.add_row("floor: matrix products alone", show(rates["floor"], 1), show(run["share_of_floor"]) + " of it", aim)
+    if "prefix_caching" in run:
+        aim = f"{targets['prefix_caching']:.1f}x" if "prefix_caching" in targets else ""
+        table.add_row("without prefix cache, 512 shared", "", show(run["prefix_caching"]) + " x", aim)
+    table.add_row("scheduler, blocks and outputs", "", f"{100 * run['host_share']['median']:.2f} % of the time", "5 %")
+    Console().print(table)
