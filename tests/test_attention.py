@@ -155,6 +155,7 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=cases())
 @example(case=Case(lengths=[(0, 1)], block_size=1))
+@example(case=Case(lengths=[(0, 33), (1, 32)], window=32))
 @example(
     case=Case(lengths=[(15, 1), (16, 1), (0, 1), (0, 33), (31, 2), (200, 1)], num_kv_heads=3, group=3, head_dim=64)
 )

@@ -63,8 +63,9 @@ class OnlineSoftmax:
         denominator  l = sum_j exp(s_j - m)         [...]
         numerator    a = sum_j exp(s_j - m) v_j     [..., head_dim]
 
-    so that the result is a / l. When a later score raises m, BOTH sums stand relative to the old maximum and must be
-    multiplied by exp(m_old - m_new). Leaving the numerator out is the classic mistake.
+    so that the result is a / l; the leading dimensions are rows of queries, and heads if you like. When a later score
+    raises m, BOTH sums stand relative to the old maximum and must be multiplied by exp(m_old - m_new). Leaving the
+    numerator out is the classic mistake.
     """
 
     maximum: Tensor
@@ -81,14 +82,17 @@ class OnlineSoftmax:
         )
 
     def update(self, scores: Tensor, values: Tensor) -> OnlineSoftmax:
-        """The state after `scores` [..., n] and `values` [..., n, head_dim]. A score of -inf is a masked key."""
+        """The state after n more keys: `scores` [..., rows, n] and their `values` [..., n, head_dim].
+
+        A score of -inf is a masked key. A single query may leave out the rows: [n] and [n, head_dim].
+        """
         maximum = torch.maximum(self.maximum, scores.amax(dim=-1))
         rescale = _exp_difference(self.maximum, maximum)
         weights = _exp_difference(scores, maximum[..., None])
         return OnlineSoftmax(
             maximum,
             self.denominator * rescale + weights.sum(dim=-1),
-            self.numerator * rescale[..., None] + (weights[..., None, :] @ values)[..., 0, :],
+            self.numerator * rescale[..., None] + weights @ values,
         )
 
     def merge(self, other: OnlineSoftmax) -> OnlineSoftmax:
@@ -123,7 +127,7 @@ def blockwise_attention(
     """`attention` that never holds a whole row of scores: `block_size` keys at a time. Same arguments and result."""
     num_keys = key.shape[-3]
     rows = (*query.shape[:-3], query.shape[-2], query.shape[-3])
-    state = OnlineSoftmax.empty(rows, query.shape[-1], like=_exact(query))
+    state = OnlineSoftmax.empty(rows, value.shape[-1], like=_exact(query))
     for start in range(0, num_keys, block_size):
         block = slice(start, min(start + block_size, num_keys))
         scores = attention_scores(query, key[..., block, :, :], scale)
@@ -131,5 +135,5 @@ def blockwise_attention(
             allowed = mask.to(scores.device).expand(*scores.shape[:-1], num_keys)[..., block]
             scores = scores.masked_fill(~allowed, float("-inf"))
         values = _heads_of(value[..., block, :, :], query).movedim(-3, -2)
-        state = state.update(scores, values[..., None, :, :].expand(*scores.shape, values.shape[-1]))
+        state = state.update(scores, values)
     return state.result.movedim(-3, -2).to(query.dtype)
