@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,13 +65,13 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if console.is_terminal:
         with Live(console=console, refresh_per_second=12, vertical_overflow="crop") as live:
             for _ in steps(llm, max_tokens, progress):
-                live.update(picture(llm, progress))
+                live.update(picture(llm, progress, console.width))
     else:
         for _ in steps(llm, max_tokens, progress):
             pass
         for index, question in enumerate(QUESTIONS):
-            print(f"{question}\n  {newest(progress.texts[str(index)], 110)}", file=sys.stdout)
-    console.print(summary(llm, progress))
+            print(f"{question}\n  {beginning(progress.texts[str(index)], 110)}")
+    console.print(summary(llm, progress), soft_wrap=True)
     return 0
 
 
@@ -107,19 +106,21 @@ def take(progress: Progress, output: RequestOutput) -> None:
         progress.finished.add(output.request_id)
 
 
-def picture(llm: LLM, progress: Progress) -> Group:
+def picture(llm: LLM, progress: Progress, width: int) -> Group:
     """The live view: one row a question, the block map, and the budget of the last step."""
     return Group(
-        answers_table(llm, progress),
+        answers_table(llm, progress, width),
         Panel(block_map(llm), title="KV blocks (16 tokens each)", title_align="left"),
         budget_line(progress),
     )
 
 
-def answers_table(llm: LLM, progress: Progress) -> Table:
+def answers_table(llm: LLM, progress: Progress, width: int) -> Table:
     table = Table(box=None, pad_edge=False, expand=True)
-    for header, width in (("#", 2), ("question", 30), ("state", 9), ("tokens", 7), ("cached", 6)):
-        table.add_column(header, width=width, no_wrap=True)
+    fixed = {"#": 2, "question": 30, "state": 9, "tokens": 7, "cached": 6}
+    for header, column in fixed.items():
+        table.add_column(header, width=column, no_wrap=True)
+    room = max(20, width - sum(fixed.values()) - 2 * len(fixed))
     table.add_column("answer", ratio=1, no_wrap=True)
     unfinished = {request.group_id: request for request in llm.llm_engine.scheduler.unfinished()}
     for index, question in enumerate(QUESTIONS):
@@ -128,11 +129,11 @@ def answers_table(llm: LLM, progress: Progress) -> Table:
         state = "done" if name in progress.finished else request.status.value if request else ""
         table.add_row(
             Text("■", style=COLOURS[index]),
-            question if len(question) <= 30 else question[:29] + "…",
+            beginning(question, 30),
             state,
             tokens_of(request),
             str(progress.cached.get(name, "")),
-            Text(newest(progress.texts.get(name, ""), 200)),
+            Text(newest(progress.texts.get(name, ""), room)),
         )
     return table
 
@@ -174,6 +175,12 @@ def summary(llm: LLM, progress: Progress) -> str:
         f"{progress.num_generated / progress.seconds:.1f} tokens/s, {stats.num_steps} steps, "
         f"{stats.prefix_cache_hits} prompt tokens came from the prefix cache."
     )
+
+
+def beginning(text: str, width: int) -> str:
+    """One line with the first words."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def newest(text: str, width: int) -> str:
