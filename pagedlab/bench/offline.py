@@ -20,6 +20,7 @@ from pagedlab.bench.report import environment, ratios, show, spread, write_json
 from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
 from pagedlab.errors import ConfigError, PagedlabError
 from pagedlab.interfaces.llm import LLM
+from pagedlab.model_authoring.models.transformer import CausalLM
 from pagedlab.runtime.worker import Worker
 from pagedlab.sampling_params import SamplingParams
 
@@ -62,7 +63,7 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     """All rounds of one number type."""
     llm = open_engine(arguments, dtype)
     worker = llm.llm_engine.parts.worker
-    assert isinstance(worker, Worker) and llm.model_path is not None
+    assert isinstance(worker, Worker) and isinstance(worker.model, CausalLM) and llm.model_path is not None
     vocab = llm.llm_engine.limits.vocab_size
     jobs = offline_jobs(
         arguments.num_prompts, vocab, input_range=tuple(arguments.input_len), output_range=tuple(arguments.output_len)

@@ -24,7 +24,7 @@ def load_peer(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """The model as transformers loads it, with SDPA attention."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=dtype, attn_implementation="sdpa", local_files_only=True
     )
     model.generation_config.eos_token_id = None

@@ -14,8 +14,10 @@ from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.loader import load_model
 from pagedlab.model_authoring.models.provision import resolve_model
 from pagedlab.runtime.attention.registry import select_backend
+from pagedlab.runtime.batch import BlockOps
 from pagedlab.runtime.cache_engine import CacheEngine
-from pagedlab.runtime.platform import pool_bytes, resolve_device, resolve_dtype
+from pagedlab.runtime.memory import cpu_pool_bytes, cuda_pool_bytes, largest_batch
+from pagedlab.runtime.platform import resolve_device, resolve_dtype
 from pagedlab.runtime.worker import Worker
 
 CPU_TOKEN_BUDGET = 512
@@ -72,27 +74,40 @@ def build_parts(config: EngineConfig) -> EngineParts:
     model = load_model(path, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
     budget = config.max_num_batched_tokens or (GPU_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET)
     max_num_seqs = min(config.max_num_seqs, budget)
-    shape = (model_config.num_hidden_layers, config.block_size, model_config.num_key_value_heads, model_config.head_dim)
-    bytes_per_block = CacheEngine.bytes_per_block(*shape, dtype)
+
+    def worker_with(num_blocks: int, num_host_blocks: int) -> Worker:
+        cache = CacheEngine(
+            num_layers=model_config.num_hidden_layers,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_kv_heads=model_config.num_key_value_heads,
+            head_dim=model_config.head_dim,
+            dtype=dtype,
+            device=device,
+            num_host_blocks=num_host_blocks,
+        )
+        return Worker(model, cache, backend, device, model_config.sliding_windows)
+
+    def run_largest_step() -> None:
+        batch = largest_batch(budget, max_num_seqs, max_model_len, config.block_size)
+        worker_with(1, 0).execute(batch, BlockOps())
+
+    pool = config.kv_cache_memory
+    if pool is None and device.type == "cuda" and config.num_blocks is None:
+        pool = cuda_pool_bytes(device, config.gpu_memory_utilization, run_largest_step)
+    bytes_per_block = model_config.kv_bytes_per_token(dtype) * config.block_size
     most_useful = max_num_seqs * -(-max_model_len // config.block_size)
-    num_blocks = _num_blocks(config, pool_bytes(config, device), bytes_per_block, most_useful)
+    num_blocks = config.num_blocks or _num_blocks(pool or cpu_pool_bytes(), bytes_per_block, most_useful)
     num_host_blocks = 0
     if config.preemption_mode == "swap":
         num_host_blocks = min(int(config.swap_space * 2**30) // bytes_per_block, most_useful)
-    cache = CacheEngine(
-        num_layers=model_config.num_hidden_layers,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        num_kv_heads=model_config.num_key_value_heads,
-        head_dim=model_config.head_dim,
-        dtype=dtype,
-        device=device,
-        num_host_blocks=num_host_blocks,
-    )
+    worker = worker_with(num_blocks, num_host_blocks)
+    if device.type == "cuda" and backend.graph_safe and not config.enforce_eager:
+        worker.record_graphs(max_num_seqs, max_model_len)
     manager_cls = config.block_manager_cls or BlockManager
     return EngineParts(
         tokenizer=tokenizer,
-        worker=Worker(model, cache, backend, device, model_config.sliding_windows),
+        worker=worker,
         block_manager=manager_cls(
             num_blocks=num_blocks,
             block_size=config.block_size,
@@ -135,15 +150,12 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len or longest
 
 
-def _num_blocks(config: EngineConfig, budget_bytes: int, bytes_per_block: int, most_useful: int) -> int:
-    """Blocks of the pool: as told, or as many as fit, but no more than all sequences could ever fill (and block 0)."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    pool = config.kv_cache_memory or budget_bytes
+def _num_blocks(pool: int, bytes_per_block: int, most_useful: int) -> int:
+    """Blocks that `pool` bytes hold, but no more than all sequences could ever fill (and block 0)."""
     fit = pool // bytes_per_block
     if fit < 2:
         raise ConfigError(
-            f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two: "
-            "raise kv_cache_memory, or lower block_size."
+            f"A KV block takes {bytes_per_block:,} bytes and {pool:,} are there for the pool, which needs two: raise "
+            "kv_cache_memory or gpu_memory_utilization, or lower block_size."
         )
     return min(fit, most_useful + 1)

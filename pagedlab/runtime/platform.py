@@ -1,18 +1,10 @@
-"""What this machine can do: device, number type, memory for the KV pool."""
+"""What this machine can do: which device, which number type."""
 
 from __future__ import annotations
 
-import psutil
 import torch
 
-from pagedlab.config import EngineConfig
 from pagedlab.errors import ConfigError
-
-CPU_POOL_BYTES = 2**30
-"""Largest KV pool that is taken unasked on a CPU: 1 GiB, about 23,000 tokens of the default model in float32."""
-
-CPU_POOL_SHARE = 0.25
-"""Share of the free host memory that it may be."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -57,11 +49,3 @@ def resolve_dtype(dtype: str, checkpoint_dtype: torch.dtype, device: torch.devic
     if checkpoint_dtype == torch.bfloat16 and cpu_computes_bfloat16():
         return torch.bfloat16
     return torch.float32
-
-
-def pool_bytes(config: EngineConfig, device: torch.device) -> int:
-    """Bytes that the KV pool may take when the config does not say."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return max(0, int(free - (1 - config.gpu_memory_utilization) * total))
-    return min(CPU_POOL_BYTES, int(psutil.virtual_memory().available * CPU_POOL_SHARE))

@@ -11,6 +11,7 @@ from torch import Tensor
 from pagedlab.runtime.attention.base import AttentionBackend, AttentionContext, AttentionMetadata
 from pagedlab.runtime.batch import BlockOps, PromptLogprobRows, RaggedBatch, StepResult, TokenLogprobs
 from pagedlab.runtime.cache_engine import CacheEngine
+from pagedlab.runtime.decode_graphs import DecodeGraphs
 from pagedlab.runtime.sampler import Sampler, score_prompt
 
 PROMPT_LOGPROB_ROWS = 256
@@ -49,6 +50,7 @@ class Worker:
         self.device = device
         self.sliding_windows = frozenset(sliding_windows)
         self.sampler = Sampler()
+        self.graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
     def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult:
@@ -78,8 +80,17 @@ class Worker:
         if ops.copies:
             self.cache.copy_blocks(ops.copies)
 
+    @torch.inference_mode()
+    def record_graphs(self, max_num_seqs: int, max_model_len: int) -> None:
+        """From now on, run decode steps by replaying CUDA graphs (a few seconds, once)."""
+        self.graphs = DecodeGraphs(
+            self.model, self.cache, self.backend, self.sliding_windows, max_num_seqs, max_model_len, self.device
+        )
+
     def forward(self, batch: RaggedBatch) -> Tensor:
         """Hidden states [num_tokens, hidden_size] after the final norm; the batch's K and V are then in the cache."""
+        if self.graphs is not None and self.graphs.fits(batch):
+            return self.graphs.run(batch)
         metadata = self.metadata(batch)
         context = AttentionContext(self.backend, self.cache.kv_caches, metadata, self.sliding_windows)
         return self.model(self._to_device(batch.token_ids), self._to_device(batch.positions), context)
@@ -95,7 +106,10 @@ class Worker:
         )
 
     def _to_device(self, data: Any) -> Tensor:
-        return torch.as_tensor(data).to(self.device, non_blocking=True)
+        tensor = torch.as_tensor(data)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for the device
+        return tensor.to(self.device, non_blocking=True)
 
     def _score(self, hidden: Tensor, rows: PromptLogprobRows) -> list[TokenLogprobs]:
         scores: list[TokenLogprobs] = []

@@ -59,6 +59,9 @@ class AttentionBackend(ABC):
 
     name: ClassVar[str]
 
+    graph_safe: ClassVar[bool] = False
+    """Launches the same kernels whatever the lengths are, so that a step can be recorded in a CUDA graph."""
+
     @classmethod
     def unsupported_reason(
         cls, *, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int
