@@ -129,9 +129,9 @@ class BlockManager:
         table = self.tables[request]
         blocks = table.blocks
         first_written = request.num_computed_tokens // self.block_size
-        if first_written + 1 == len(blocks) and num_tokens <= len(blocks) * self.block_size:
-            if blocks[-1].ref_count == 1:
-                return True  # nearly every decode: its last block has room and nobody else holds it
+        has_room = first_written + 1 == len(blocks) and num_tokens <= len(blocks) * self.block_size
+        if has_room and blocks[-1].ref_count == 1:
+            return True  # nearly every decode: its last block has room and nobody else holds it
         shared = [i for i in range(first_written, len(blocks)) if blocks[i].ref_count > 1]
         num_new = self.blocks_for(num_tokens) - len(blocks)
         if not shared and num_new <= 0:

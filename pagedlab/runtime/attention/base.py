@@ -118,7 +118,7 @@ class FunctionBackend(AttentionBackend):
 
 
 class AttentionContext:
-    """What a model calls in place of attention: it knows the backend, the cache of each layer and the step's metadata."""
+    """What a model calls in place of attention: it knows the backend, each layer's cache and the step's metadata."""
 
     def __init__(
         self,
