@@ -38,7 +38,7 @@ class SdpaBackend(AttentionBackend):
 
 def attend_chunk(query: Tensor, kv_cache: Tensor, chunk: Chunk, scale: float) -> Tensor:
     """Several rows of one sequence: gather its blocks, then SDPA. [query_len, num_heads, head_dim]."""
-    keys, values = kv_cache[:, chunk.blocks].flatten(1, 2)[:, chunk.keys].transpose(1, 2)
+    keys, values = kv_cache.index_select(1, chunk.blocks).flatten(1, 2)[:, chunk.keys].transpose(1, 2)
     return scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],
