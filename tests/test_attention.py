@@ -229,6 +229,12 @@ def test_decodes_split_into_several_groups_give_the_same_result(monkeypatch):
     assert_equals_dense(SdpaBackend(), case)
 
 
+@with_every_backend
+def test_a_long_chunk_whose_first_keys_are_all_outside_the_window_is_not_nan(backend_cls):
+    """Late rows see none of the first 512 keys, a whole tile of the fused kernel: its running maximum is still -inf."""
+    assert_equals_dense(backend_cls(), Case(lengths=[(0, 1100), (600, 520)], num_kv_heads=2, group=2, window=7))
+
+
 def test_scores_far_apart_do_not_overflow():
     case = Case(lengths=[(80, 1), (0, 20)], head_dim=64)
     step = build(case)
