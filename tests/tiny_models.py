@@ -24,6 +24,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from pagedlab.basics import masks
+from pagedlab.basics.attention import attention
+
 logging.disable_progress_bar()
 
 CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
@@ -125,6 +128,15 @@ def load_oracle(directory: Path, **options: Any) -> PreTrainedModel:
     """The same checkpoint in transformers, float32 unless told otherwise, eager attention."""
     options = {"dtype": torch.float32, "attn_implementation": "eager"} | options
     return AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, **options).eval()
+
+
+def dense_attention(
+    layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None = None
+) -> Tensor:
+    """What a model is handed in place of paged attention when its rows are one whole sequence."""
+    num_tokens = len(query)
+    mask = masks.sliding_window(0, num_tokens, sliding_window or num_tokens)
+    return attention(query, key, value, mask, scale)
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def checked_rope_parameters(fields: Mapping[str, Any], head_dim: int, max_positi
         raise ModelError(f"config.json: rotary embeddings pair up channels, so head_dim must be even, got {head_dim}.")
     parameters.setdefault("rope_theta", fields.get("rope_theta", DEFAULT_THETA))
     partial = parameters.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
-    if rope_type != "default" and partial != 1.0:
+    if partial != 1.0:
         raise ModelError(f"partial_rotary_factor {partial} is not supported: choose a model that rotates whole heads.")
     # The top-level field, where it exists, outranks the one inside, as in transformers.
     inner = parameters.get("original_max_position_embeddings") or max_positions
