@@ -7,7 +7,9 @@ them; ratios are formed round by round.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tqdm.auto import tqdm
 from pagedlab.bench.floor import RecordingWorker, StepSize, floor_seconds
 from pagedlab.bench.peers import load_peer, run_generate_batch, run_static
 from pagedlab.bench.report import environment, ratios, show, spread, write_json
+from pagedlab.bench.shapes import SHAPES, write_shape
 from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
 from pagedlab.errors import ConfigError, PagedlabError
 from pagedlab.interfaces.llm import LLM
@@ -33,11 +36,13 @@ TARGETS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="directory or Hugging Face id; left out: SmolLM2-135M-Instruct")
-    parser.add_argument("--num-prompts", type=int, default=32)
-    parser.add_argument("--input-len", type=int, nargs=2, default=(16, 256), metavar=("MIN", "MAX"))
-    parser.add_argument("--output-len", type=int, nargs=2, default=(16, 128), metavar=("MIN", "MAX"))
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights of a published model's shape instead")
+    parser.add_argument("--device", default="cpu", help="cpu, the default, or cuda, whose default workload is larger")
+    parser.add_argument("--num-prompts", type=int, help="32, or 256 on cuda")
+    parser.add_argument("--input-len", type=int, nargs=2, metavar=("MIN", "MAX"), help="16 256, or 100 1024 on cuda")
+    parser.add_argument("--output-len", type=int, nargs=2, metavar=("MIN", "MAX"), help="16 128, or 100 1024 on cuda")
+    parser.add_argument("--dtype", nargs="+", help="float32 bfloat16, or bfloat16 on cuda")
+    parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=["static", "generate_batch"], help="static, generate_batch")
@@ -47,16 +52,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark for each number type and print one table for each."""
+    fill_in_defaults(arguments)
     unknown = set(arguments.peers) - {"static", "generate_batch"}
     if unknown or arguments.rounds < 1 or arguments.num_prompts < 1:
         raise ConfigError("--peers are static and generate_batch, --rounds and --num-prompts at least 1.")
     result: dict[str, Any] = {"environment": environment(arguments.device), "runs": {}}
-    for dtype in arguments.dtype:
-        result["runs"][dtype] = run = bench_dtype(arguments, dtype)
-        print_table(dtype, run)
+    with tempfile.TemporaryDirectory() as directory:
+        if arguments.shape:
+            arguments.model = write_shape(arguments.shape, directory)
+        for dtype in arguments.dtype:
+            result["runs"][dtype] = run = bench_dtype(arguments, dtype)
+            print_table(dtype, run)
     if arguments.json:
         print(f"Written to {write_json(arguments.json, result)}")
     return 0
+
+
+def fill_in_defaults(arguments: argparse.Namespace) -> None:
+    """The workload for two CPU cores, or nano-vllm's for a GPU."""
+    gpu = arguments.device.startswith("cuda")
+    arguments.num_prompts = arguments.num_prompts if arguments.num_prompts is not None else (256 if gpu else 32)
+    arguments.input_len = arguments.input_len or ((100, 1024) if gpu else (16, 256))
+    arguments.output_len = arguments.output_len or ((100, 1024) if gpu else (16, 128))
+    arguments.dtype = arguments.dtype or (["bfloat16"] if gpu else ["float32", "bfloat16"])
 
 
 def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
@@ -68,14 +86,17 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     jobs = offline_jobs(
         arguments.num_prompts, vocab, input_range=tuple(arguments.input_len), output_range=tuple(arguments.output_len)
     )
-    peer = load_peer(llm.model_path, getattr(torch, dtype), worker.device) if arguments.peers else None
+    peer = None
+    if arguments.peers:
+        peer = load_peer(llm.model_path, getattr(torch, dtype), worker.device, dummy=bool(arguments.shape))
+    batch_size = 256 if worker.device.type == "cuda" else 32
     warm_up = [Job(job.prompt_token_ids, 2) for job in jobs[:4]]
     run_engine(llm, warm_up)
     seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []} | {name: [] for name in arguments.peers}
     overhead: list[float] = []
-    for name, run in (("static", run_static), ("generate_batch", run_generate_batch)):
-        if name in seconds:
-            run(peer, warm_up)
+    runs = {"static": partial(run_static, batch_size=batch_size), "generate_batch": run_generate_batch}
+    for name in arguments.peers:
+        runs[name](peer, warm_up)
     for _ in tqdm(range(arguments.rounds), desc=f"Rounds in {dtype}"):
         llm.reset_prefix_cache()
         before = llm.stats()
@@ -84,10 +105,8 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
         overhead.append((after.schedule_time + after.update_time - before.schedule_time - before.update_time) / taken)
         seconds["pagedlab"].append(taken)
         seconds["floor"].append(floor_seconds(worker.model, steps))
-        if "static" in seconds:
-            seconds["static"].append(run_static(peer, jobs))
-        if "generate_batch" in seconds:
-            seconds["generate_batch"].append(run_generate_batch(peer, jobs))
+        for name in arguments.peers:
+            seconds[name].append(runs[name](peer, jobs))
     num_output = sum(job.max_tokens for job in jobs)
     run_result: dict[str, Any] = {
         "num_prompts": len(jobs),
@@ -101,7 +120,8 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     }
     if not arguments.no_prefix:
         run_result["prefix_caching"] = bench_prefix(arguments, dtype, vocab)
-    run_result["targets"] = TARGETS.get(dtype, {}) if worker.device.type == "cpu" else {}
+    is_standard = worker.device.type == "cpu" and not arguments.shape and not arguments.model and len(jobs) == 32
+    run_result["targets"] = TARGETS.get(dtype, {}) if is_standard else {}
     return run_result
 
 
@@ -124,6 +144,8 @@ def open_engine(arguments: argparse.Namespace, dtype: str, **options: Any) -> LL
         device=arguments.device,
         attention_backend=arguments.attention_backend,
         skip_tokenizer_init=True,
+        load_format="dummy" if arguments.shape else "auto",
+        enforce_eager=arguments.enforce_eager,
         **options,
     )
 

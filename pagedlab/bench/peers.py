@@ -20,13 +20,17 @@ from pagedlab.bench.workloads import Job
 from pagedlab.errors import PagedlabError
 
 
-def load_peer(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model as transformers loads it, with SDPA attention."""
-    from transformers import AutoModelForCausalLM
+def load_peer(path: Path, dtype: torch.dtype, device: torch.device, dummy: bool = False) -> Any:
+    """The model as transformers loads it, with SDPA attention; `dummy` makes random weights of the config's shapes."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    model: Any
+    if dummy:
+        with device:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)), **options)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.to(device).eval()
