@@ -33,13 +33,15 @@ class TritonPlan:
     Attributes:
         num_decodes: sequences with one query row
         max_decode_len: longest context among them
-        max_prefill_rows: query rows of the longest other sequence; 0 if there is none
+        max_prefill_rows: most query rows of another sequence; 0 if there is none
+        max_prefill_len: longest context among those
         num_splits: (KV heads, window) of a layer -> splits of the decode contexts, filled in by the first such layer
     """
 
     num_decodes: int
     max_decode_len: int
     max_prefill_rows: int
+    max_prefill_len: int
     num_splits: dict[tuple[int, int | None], int] = field(default_factory=dict)
 
 
@@ -72,6 +74,7 @@ class TritonBackend(AttentionBackend):
         if importlib.util.find_spec("triton") is None:
             return "the triton backend needs the package triton, which is not installed"
         from pagedlab.runtime.kernels import INTERPRETED
+        from pagedlab.runtime.kernels.paging import head_dim_parts
 
         if device.type != "cuda" and not INTERPRETED:
             return f"the triton backend needs CUDA tensors, not {device.type} (or TRITON_INTERPRET=1, to test on a CPU)"
@@ -83,8 +86,11 @@ class TritonBackend(AttentionBackend):
             return (
                 "Triton's interpreter computes wrong bfloat16 products: use float16 or float32 under TRITON_INTERPRET"
             )
-        if head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
-            return f"the triton backend needs a head_dim that is a multiple of 16 up to {MAX_HEAD_DIM}, not {head_dim}"
+        if head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM or head_dim_parts(head_dim)[1].bit_count() > 1:
+            return (
+                f"the triton backend needs a head_dim of 16 to {MAX_HEAD_DIM} that is a power of two or the sum of two "
+                f"(80 = 64 + 16), each 16 or more, not {head_dim}"
+            )
         if block_size % 16 or block_size < 16:
             return f"the triton backend needs a block size that is a multiple of 16, not {block_size}"
         return None
@@ -98,6 +104,7 @@ class TritonBackend(AttentionBackend):
         capacity = metadata.block_tables.shape[1] * block_size
         decode_lens = [n for q, n in zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True) if q == 1]
         prefill_rows = [q for q in metadata.query_lens_host if q != 1]
+        prefill_lens = [n for q, n in zip(metadata.query_lens_host, metadata.seq_lens_host, strict=True) if q > 1]
         if metadata.max_seq_len > capacity:
             raise BackendError(
                 f"a sequence has {metadata.max_seq_len} tokens but its block table holds {capacity}: widen block_tables"
@@ -111,6 +118,7 @@ class TritonBackend(AttentionBackend):
             num_decodes=len(decode_lens),
             max_decode_len=max(decode_lens, default=0),
             max_prefill_rows=max(prefill_rows, default=0),
+            max_prefill_len=max(prefill_lens, default=0),
         )
 
     def write(self, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -160,12 +168,13 @@ class TritonBackend(AttentionBackend):
         if plan.num_decodes:
             layer = (num_kv_heads, sliding_window)
             if layer not in plan.num_splits:
+                decode = decode_config(head_dim, num_kv_heads, query.element_size())
                 plan.num_splits[layer] = self._num_splits or choose_num_splits(
                     plan.num_decodes,
-                    num_kv_heads,
+                    num_kv_heads // decode.pack,
                     min(plan.max_decode_len, sliding_window or plan.max_decode_len),
-                    _num_multiprocessors(query.device),
-                    decode_config(head_dim, query.element_size()).min_split,
+                    _resident_programs(query.device),
+                    decode.min_split,
                 )
             paged_decode(
                 out,
@@ -182,6 +191,7 @@ class TritonBackend(AttentionBackend):
                 head_dim,
                 query.element_size(),
                 plan.max_prefill_rows * (num_heads // num_kv_heads),
+                min(plan.max_prefill_len, sliding_window or plan.max_prefill_len),
                 _capability(query.device),
             )
             paged_prefill(out, query, kv_cache, *tables, scale=scale, sliding_window=sliding_window, config=config)
@@ -250,8 +260,13 @@ def _check_block_tables(metadata: AttentionMetadata, block_size: int, num_blocks
             )
 
 
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def _resident_programs(device: torch.device) -> int:
+    from pagedlab.runtime.kernels.decode import resident_programs
+
+    if device.type != "cuda":
+        return 8
+    properties = torch.cuda.get_device_properties(device)
+    return resident_programs(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

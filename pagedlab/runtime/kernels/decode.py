@@ -1,12 +1,16 @@
 """Paged decode attention: one new token a sequence against its whole cached context (flash decoding over pages).
 
 Algorithm   A program takes one sequence, one KV head and one split of the context. The `group` query heads that share
-            the KV head are the rows of one matrix, so K and V are read once for all of them (GQA packing; the rows are
-            padded to a power of two). It walks its split in tiles of BLOCK_N positions: block ids -> cache rows -> K, V
-            -> scores = q K^T -> online softmax (running peak and total, Milakov & Gimelshein 2018) -> acc += p V.
+            the KV head are the rows of one matrix, so K and V are read once for all of them (GQA packing; rows and
+            head_dim are padded to powers of two, in registers and shared memory only). It walks its split in tiles of
+            BLOCK_N positions: block ids -> cache rows -> K, V -> scores = q K^T -> online softmax (running peak and
+            total, Milakov & Gimelshein 2018) -> acc += p V.
             One split: the program writes the output. Several: it writes its normalised result and the base-2
             log-sum-exp of its scores, and a second kernel weighs the splits by 2**(lse - max lse) (Dao et al.,
             "Flash-Decoding", 2023).
+            Memory hands out 64 bytes at a time. Where a head's row is not a multiple of that (head_dim 80 in 16 bits),
+            a program takes PACK = 2 neighbouring KV heads as if they were one head of twice the width, with zeros in
+            the queries where a query head and the other KV head meet: no byte is fetched for two programs.
 Shapes      query, out [num_tokens, num_heads, head_dim]; kv_cache [2, num_blocks, block_size, num_kv_heads, head_dim];
             block_tables [num_seqs, any width] int32; query_starts [num_seqs + 1], seq_lens [num_seqs] int32;
             partial [num_seqs, num_splits, num_heads, head_dim] and lse [num_seqs, num_splits, num_heads] float32.
@@ -14,9 +18,10 @@ Bytes       K and V once: 2 * sum(seq_lens) * num_kv_heads * head_dim * itemsize
             8 * head_dim bytes a query head and split, most of it still in L2 when the merge reads it.
 FLOPs       4 * sum(seq_lens) * num_heads * head_dim, so `group` FLOPs a byte in 16 bits: an H100 would need a group
             above 200 before arithmetic, not memory, were the limit. The floor is bytes / copy bandwidth.
-Grid        (num_kv_heads, num_splits, num_seqs). KV heads run fastest: their rows of one token lie side by side in
-            memory. Lengths are read on the device, so a captured graph serves any lengths; sequences with other than
-            one query row (prefill chunks of a mixed batch, padding) return at once, as do splits without a position.
+Grid        (num_kv_heads / PACK, num_splits, num_seqs). KV heads run fastest: their rows of one token lie side by side
+            in memory. Lengths are read on the device, so a captured graph serves any lengths; sequences with other
+            than one query row (prefill chunks of a mixed batch, padding) return at once, as do splits without a
+            position.
 """
 
 from __future__ import annotations
@@ -30,6 +35,15 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedlab.runtime.kernels.paging import cache_rows, granule_of, load_block_ids
+
+TILE_BYTES = 16384
+"""K (or V) bytes of one tile in shared memory."""
+
+WAVES = 6
+"""A grid that cannot run at once should take this many turns of the chip, or more."""
+
+MERGE_CHUNK, MERGE_WARPS = 8, 1
+"""Splits merged at a time, and warps a program of the merge."""
 
 
 @triton.jit
@@ -62,10 +76,11 @@ def paged_decode_kernel(
     table_stride,
     num_blocks,
     GROUP: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_PAD: tl.constexpr,
+    PACK: tl.constexpr,
+    HEADS_PAD: tl.constexpr,
+    WIDTH_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GRANULE: tl.constexpr,
@@ -73,7 +88,7 @@ def paged_decode_kernel(
     MIN_SPLIT: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    kv_head = tl.program_id(0)
+    kv_head = tl.program_id(0) * PACK
     split = tl.program_id(1)
     seq = tl.program_id(2)
     num_splits = tl.num_programs(1)
@@ -86,12 +101,17 @@ def paged_decode_kernel(
     if (query_len != 1) | ((split > 0) & (start >= end)):
         return
 
-    heads = tl.arange(0, GROUP_PAD)
-    dims = tl.arange(0, HEAD_DIM_PAD)
-    dim_mask = dims < HEAD_DIM
-    head_mask = heads < GROUP
+    heads = tl.arange(0, HEADS_PAD)
+    dims = tl.arange(0, WIDTH_PAD)
+    head_mask = heads < PACK * GROUP
+    dim_mask = dims < PACK * HEAD_DIM
+    # Query head h belongs to KV head h // GROUP of the pack, whose dimensions begin at column (h // GROUP) * HEAD_DIM.
     row_mask = head_mask[:, None] & dim_mask[None, :]
-    row_offsets = (kv_head * GROUP + heads)[:, None] * HEAD_DIM + dims[None, :]
+    columns = dims[None, :]
+    if PACK > 1:
+        row_mask = row_mask & (heads[:, None] // GROUP == dims[None, :] // HEAD_DIM)
+        columns = dims[None, :] % HEAD_DIM
+    row_offsets = (kv_head * GROUP + heads)[:, None] * HEAD_DIM + columns
     query = tl.load(query_ptr + row.to(tl.int64) * query_stride + row_offsets, mask=row_mask, other=0.0)
 
     ROW: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
@@ -99,9 +119,9 @@ def paged_decode_kernel(
     value_ptr = key_ptr + num_blocks.to(tl.int64) * (BLOCK_SIZE * ROW)
     table_ptr = tables_ptr + seq.to(tl.int64) * table_stride
 
-    acc = tl.zeros((GROUP_PAD, HEAD_DIM_PAD), tl.float32)
-    peak = tl.full((GROUP_PAD,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP_PAD,), tl.float32)
+    acc = tl.zeros((HEADS_PAD, WIDTH_PAD), tl.float32)
+    peak = tl.full((HEADS_PAD,), float("-inf"), tl.float32)
+    total = tl.zeros((HEADS_PAD,), tl.float32)
 
     ids = load_block_ids(table_ptr, start, end, BLOCK_SIZE, BLOCK_N, GRANULE)
     for tile in range(start, end, BLOCK_N):
@@ -130,7 +150,7 @@ def paged_decode_kernel(
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # an empty context gives zeros
     if SPLIT:
         first_head = (seq * num_splits + split).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP
-        partial_offsets = heads[:, None] * HEAD_DIM + dims[None, :]
+        partial_offsets = heads[:, None] * HEAD_DIM + columns
         tl.store(lse_ptr + first_head + heads, peak + tl.log2(total), mask=head_mask)
         tl.store(partial_ptr + first_head * HEAD_DIM + partial_offsets, acc, mask=row_mask)
     else:
@@ -188,31 +208,47 @@ def merge_splits_kernel(
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Tile and launch options of the decode kernel. `min_split` (positions) is a multiple of `block_n`."""
+    """Tile and launch options of the decode kernel.
+
+    Attributes:
+        block_n: positions a tile
+        min_split: fewest positions a split; a multiple of `block_n`
+        pack: KV heads a program
+    """
 
     block_n: int
     num_warps: int
     num_stages: int
     min_split: int
+    pack: int = 1
 
 
-def decode_config(head_dim: int, itemsize: int) -> DecodeConfig:
-    """A tile of 16 KiB of K and 16 KiB of V, three in flight: enough bytes under way to keep the memory busy."""
-    row_bytes = triton.next_power_of_2(head_dim) * itemsize
-    block_n = max(16, min(128, 16384 // row_bytes))
-    return DecodeConfig(block_n=block_n, num_warps=4, num_stages=3, min_split=max(256, block_n))
+def decode_config(head_dim: int, num_kv_heads: int, itemsize: int) -> DecodeConfig:
+    """A tile of 16 KiB of K and as much of V.
+
+    Memory is kept busy by several small programs a multiprocessor, not by deep pipelines in a few large ones: with two
+    stages five programs fit, and a grid that fits the chip at once has no partly filled last wave.
+    """
+    pack = 2 if head_dim * itemsize % 64 and num_kv_heads % 2 == 0 else 1
+    row_bytes = triton.next_power_of_2(pack * head_dim) * itemsize
+    block_n = max(16, min(128, TILE_BYTES // row_bytes))
+    return DecodeConfig(block_n=block_n, num_warps=4, num_stages=2, min_split=max(256, block_n), pack=pack)
 
 
-def choose_num_splits(
-    num_seqs: int, num_kv_heads: int, max_seq_len: int, num_multiprocessors: int, min_split: int
-) -> int:
-    """Splits of each context, so that the grid fills the chip.
+def resident_programs(num_multiprocessors: int, shared_memory: int) -> int:
+    """Programs that the chip runs at once; `shared_memory` in bytes a multiprocessor. Registers allow five."""
+    return num_multiprocessors * max(1, min(5, shared_memory // (2 * TILE_BYTES + 4096)))
 
-    Programs without splits: num_seqs * num_kv_heads. About four of them fit on a multiprocessor at once, and eight
-    for each one keep the last, partly filled wave short. No split is shorter than `min_split` positions.
+
+def choose_num_splits(num_seqs: int, num_kv_heads: int, max_seq_len: int, resident: int, min_split: int) -> int:
+    """Splits of each context, so that num_seqs * num_kv_heads * splits programs fill a chip.
+
+    `resident` of them run at once. A grid that fits is made as large as fits: no program waits for another. A larger
+    one is cut into pieces so small that the last wave, which leaves part of the chip idle, is a small part of the
+    whole. A split costs a write, a read and a second launch, so none is shorter than `min_split` positions.
     """
     programs = max(1, num_seqs * num_kv_heads)
-    wanted = triton.cdiv(8 * num_multiprocessors, programs)
+    wanted = resident // programs if programs <= resident else triton.cdiv(WAVES * resident, programs)
     return max(1, min(wanted, triton.cdiv(max_seq_len, min_split)))
 
 
@@ -258,15 +294,14 @@ def paged_decode(
     num_seqs = seq_lens.shape[0]
     _, num_heads, head_dim = query.shape
     _, num_blocks, block_size, num_kv_heads, _ = kv_cache.shape
-    config = config or decode_config(head_dim, query.element_size())
+    config = config or decode_config(head_dim, num_kv_heads, query.element_size())
     group = num_heads // num_kv_heads
-    head_dim_pad = triton.next_power_of_2(head_dim)
     window = sliding_window or 0
-    if num_splits > 1:
+    split = num_splits > 1
+    partial, lse = (out, out)  # not touched by a launch without splits
+    if split:
         partial, lse = workspace.reserve(num_seqs * num_splits * num_heads, head_dim, query.device)
-    else:
-        partial, lse = out, out  # never touched
-    paged_decode_kernel[(num_kv_heads, num_splits, num_seqs)](
+    paged_decode_kernel[(num_kv_heads // config.pack, num_splits, num_seqs)](
         out,
         partial,
         lse,
@@ -280,20 +315,21 @@ def paged_decode(
         block_tables.stride(0),
         num_blocks,
         GROUP=group,
-        GROUP_PAD=triton.next_power_of_2(group),
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
-        HEAD_DIM_PAD=head_dim_pad,
+        PACK=config.pack,
+        HEADS_PAD=triton.next_power_of_2(config.pack * group),
+        WIDTH_PAD=triton.next_power_of_2(config.pack * head_dim),
         BLOCK_SIZE=block_size,
         BLOCK_N=config.block_n,
         GRANULE=granule_of(block_size, config.block_n),
         WINDOW=window,
         MIN_SPLIT=config.min_split,
-        SPLIT=num_splits > 1,
+        SPLIT=split,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    if num_splits > 1:
+    if split:
         merge_splits_kernel[(num_heads, num_seqs)](
             out,
             partial,
@@ -302,10 +338,10 @@ def paged_decode(
             seq_lens,
             num_splits,
             HEAD_DIM=head_dim,
-            HEAD_DIM_PAD=head_dim_pad,
+            HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
             BLOCK_N=config.block_n,
             WINDOW=window,
             MIN_SPLIT=config.min_split,
-            CHUNK=8,
-            num_warps=1,
+            CHUNK=MERGE_CHUNK,
+            num_warps=MERGE_WARPS,
         )

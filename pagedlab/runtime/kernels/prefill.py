@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedlab.runtime.kernels.paging import cache_rows, granule_of, load_block_ids
+from pagedlab.runtime.kernels.paging import cache_rows, granule_of, head_dim_parts, load_block_ids
 
 SEARCH_CHUNK = 256
 """Sequences that a program compares with its tile in one load."""
@@ -53,9 +53,11 @@ def find_sequence(query_starts_ptr, tile, num_seqs, BLOCK_Q: tl.constexpr, CHUNK
 @triton.jit
 def attend_tiles(
     acc,
+    acc_tail,
     peak,
     total,
     query,
+    query_tail,
     positions,
     key_ptr,
     value_ptr,
@@ -66,35 +68,33 @@ def attend_tiles(
     first_key,
     MASKED: tl.constexpr,
     ROW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_PAD: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GRANULE: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    """Online softmax over the tiles of positions [start, stop); MASKED where some row may not see some position."""
-    dims = tl.arange(0, HEAD_DIM_PAD)
-    dim_mask = (dims < HEAD_DIM)[None, :]
+    """Online softmax over the tiles of positions [start, stop); MASKED where some row may not see some position.
+
+    Returns the four accumulators. Without a tail, `acc_tail` and `query_tail` stand for nothing and pass through.
+    """
+    dims = tl.arange(0, MAIN)[None, :]
     ids = load_block_ids(table_ptr, start, stop, BLOCK_SIZE, BLOCK_N, GRANULE)
     for tile in range(start, stop, BLOCK_N):
-        rows = cache_rows(ids, tile, BLOCK_SIZE, BLOCK_N, GRANULE)
+        rows = cache_rows(ids, tile, BLOCK_SIZE, BLOCK_N, GRANULE)[:, None] * ROW
         ids = load_block_ids(table_ptr, tile + BLOCK_N, stop, BLOCK_SIZE, BLOCK_N, GRANULE)
         key_positions = tile + tl.arange(0, BLOCK_N)
-        offsets = rows[:, None] * ROW + dims[None, :]
-        if MASKED:
-            # V too: a weight of 0 times a NaN left in a slot that no row sees would still be NaN.
-            mask = ((key_positions >= first_key) & (key_positions < stop))[:, None] & dim_mask
-            keys = tl.load(key_ptr + offsets, mask=mask, other=0.0)
-            values = tl.load(value_ptr + offsets, mask=mask, other=0.0)
-        elif HEAD_DIM < HEAD_DIM_PAD:
-            keys = tl.load(key_ptr + offsets, mask=dim_mask, other=0.0)
-            values = tl.load(value_ptr + offsets, mask=dim_mask, other=0.0)
-        else:
-            keys = tl.load(key_ptr + offsets)
-            values = tl.load(value_ptr + offsets)
-
+        live = ((key_positions >= first_key) & (key_positions < stop))[:, None]
+        keys = load_rows(key_ptr + rows + dims, live, MASKED)
+        values = load_rows(value_ptr + rows + dims, live, MASKED)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee")
+        if TAIL > 0:
+            tail_dims = MAIN + tl.arange(0, TAIL)[None, :]
+            keys_tail = load_rows(key_ptr + rows + tail_dims, live, MASKED)
+            values_tail = load_rows(value_ptr + rows + tail_dims, live, MASKED)
+            scores = tl.dot(query_tail, tl.trans(keys_tail), scores, input_precision="ieee")
+
         if MASKED:
             visible = key_positions[None, :] <= positions[:, None]
             if WINDOW > 0:
@@ -107,9 +107,24 @@ def attend_tiles(
         shrink = tl.exp2(peak - base)
         weights = tl.exp2(scores * scale - base[:, None])  # one fused multiply-add and one exp2 an element
         total = total * shrink + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+        weights = weights.to(values.dtype)
+        acc = tl.dot(weights, values, acc * shrink[:, None], input_precision="ieee")
+        if TAIL > 0:
+            acc_tail = tl.dot(weights, values_tail, acc_tail * shrink[:, None], input_precision="ieee")
         peak = new_peak
-    return acc, peak, total
+    return acc, acc_tail, peak, total
+
+
+@triton.jit
+def load_rows(pointers, live, MASKED: tl.constexpr):
+    """A tile of K or V; rows that no query row sees read as 0 where MASKED.
+
+    V needs the mask as much as K: a weight of 0 times a NaN left in an unused slot would still be NaN.
+    """
+    if MASKED:
+        return tl.load(pointers, mask=live, other=0.0)
+    else:
+        return tl.load(pointers)
 
 
 @triton.jit(do_not_specialize=["table_stride", "num_blocks", "num_seqs"])
@@ -127,8 +142,8 @@ def paged_prefill_kernel(
     num_seqs,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_PAD: tl.constexpr,
+    MAIN: tl.constexpr,
+    TAIL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -137,6 +152,8 @@ def paged_prefill_kernel(
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
+    HEAD_DIM: tl.constexpr = MAIN + TAIL
+    ROW: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     kv_head = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     seq = find_sequence(query_starts_ptr, tile, num_seqs, BLOCK_Q, CHUNK)
@@ -148,24 +165,27 @@ def paged_prefill_kernel(
     context = tl.load(seq_lens_ptr + seq) - query_len
 
     members = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, HEAD_DIM_PAD)
     tokens = first_token + members // GROUP
     positions = context + tokens
     # BLOCK_M need not be a multiple of the group: the rows left over belong to the next tile.
-    live = (members < BLOCK_Q * GROUP) & (tokens < query_len)
-    row_mask = live[:, None] & (dims < HEAD_DIM)[None, :]
-    head_offsets = (kv_head * GROUP + members % GROUP)[:, None] * HEAD_DIM + dims[None, :]
+    mask = ((members < BLOCK_Q * GROUP) & (tokens < query_len))[:, None]
+    dims = tl.arange(0, MAIN)[None, :]
+    offsets = ((kv_head * GROUP + members % GROUP) * HEAD_DIM)[:, None]
     rows = (row + tokens).to(tl.int64)[:, None]
-    query = tl.load(query_ptr + rows * query_stride + head_offsets, mask=row_mask, other=0.0)
+    query = tl.load(query_ptr + rows * query_stride + offsets + dims, mask=mask, other=0.0)
+    acc = tl.zeros((BLOCK_M, MAIN), tl.float32)
+    query_tail = query
+    acc_tail = 0.0
+    if TAIL > 0:
+        tail_dims = MAIN + tl.arange(0, TAIL)[None, :]
+        query_tail = tl.load(query_ptr + rows * query_stride + offsets + tail_dims, mask=mask, other=0.0)
+        acc_tail = tl.zeros((BLOCK_M, TAIL), tl.float32)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
 
-    ROW: tl.constexpr = NUM_KV_HEADS * HEAD_DIM
     key_ptr = cache_ptr + kv_head * HEAD_DIM
     value_ptr = key_ptr + num_blocks.to(tl.int64) * (BLOCK_SIZE * ROW)
     table_ptr = tables_ptr + seq.to(tl.int64) * table_stride
-
-    acc = tl.zeros((BLOCK_M, HEAD_DIM_PAD), tl.float32)
-    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
     stop = context + tl.minimum(first_token + BLOCK_Q, query_len)
     if WINDOW > 0:
         first_key = tl.maximum(context + first_token + 1 - WINDOW, 0)
@@ -173,53 +193,19 @@ def paged_prefill_kernel(
     else:
         first_key = 0
         diagonal = (context + first_token + 1) // BLOCK_N * BLOCK_N
-        acc, peak, total = attend_tiles(
-            acc,
-            peak,
-            total,
-            query,
-            positions,
-            key_ptr,
-            value_ptr,
-            table_ptr,
-            scale,
-            0,
-            diagonal,
-            0,
-            False,
-            ROW,
-            HEAD_DIM,
-            HEAD_DIM_PAD,
-            BLOCK_SIZE,
-            BLOCK_N,
-            GRANULE,
-            WINDOW,
-        )
-    acc, peak, total = attend_tiles(
-        acc,
-        peak,
-        total,
-        query,
-        positions,
-        key_ptr,
-        value_ptr,
-        table_ptr,
-        scale,
-        diagonal,
-        stop,
-        first_key,
-        True,
-        ROW,
-        HEAD_DIM,
-        HEAD_DIM_PAD,
-        BLOCK_SIZE,
-        BLOCK_N,
-        GRANULE,
-        WINDOW,
-    )
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # only rows that are not stored can have seen nothing
-    out_rows = out_ptr + rows * (NUM_KV_HEADS * GROUP * HEAD_DIM)
-    tl.store(out_rows + head_offsets, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
+        acc, acc_tail, peak, total = attend_tiles(
+            acc, acc_tail, peak, total, query, query_tail, positions, key_ptr, value_ptr, table_ptr, scale,
+            0, diagonal, 0, False, ROW, MAIN, TAIL, BLOCK_SIZE, BLOCK_N, GRANULE, WINDOW,
+        )  # fmt: skip
+    acc, acc_tail, peak, total = attend_tiles(
+        acc, acc_tail, peak, total, query, query_tail, positions, key_ptr, value_ptr, table_ptr, scale,
+        diagonal, stop, first_key, True, ROW, MAIN, TAIL, BLOCK_SIZE, BLOCK_N, GRANULE, WINDOW,
+    )  # fmt: skip
+    divisor = tl.where(total > 0, total, 1.0)[:, None]  # only rows that are not stored can have seen nothing
+    out = out_ptr + rows * (NUM_KV_HEADS * GROUP * HEAD_DIM) + offsets
+    tl.store(out + dims, (acc / divisor).to(out_ptr.dtype.element_ty), mask=mask)
+    if TAIL > 0:
+        tl.store(out + tail_dims, (acc_tail / divisor).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,16 +218,34 @@ class PrefillConfig:
     num_stages: int
 
 
-def prefill_config(head_dim: int, itemsize: int, max_rows: int, capability: tuple[int, int]) -> PrefillConfig:
-    """`max_rows`: query rows of the longest sequence times the group; a short chunk does not fill a large tile."""
-    wide = triton.next_power_of_2(head_dim)
+def prefill_config(
+    head_dim: int, itemsize: int, max_rows: int, max_context: int, capability: tuple[int, int]
+) -> PrefillConfig:
+    """`max_rows`: query rows of the longest chunk times the group; `max_context`: positions of the longest context.
+
+    Long contexts repay large tiles, which use all of a multiprocessor's shared memory for one program. In short ones
+    the wait at a program's start (table, then keys) counts, and two smaller programs hide each other's.
+    """
     if itemsize > 2:
         return PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
-    if max_rows <= 64:
-        return PrefillConfig(block_m=64, block_n=32 if wide > 128 else 64, num_warps=4, num_stages=2)
-    if wide > 128:
-        return PrefillConfig(block_m=128, block_n=32, num_warps=8, num_stages=2)
-    return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=3 if capability >= (9, 0) else 2)
+    short = max_rows <= 64 or max_context <= 4096
+    if capability < (9, 0):
+        if head_dim > 128:
+            return PrefillConfig(block_m=64, block_n=32, num_warps=8, num_stages=2)
+        if max_rows <= 64:
+            return PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
+        return PrefillConfig(block_m=128, block_n=64 if head_dim <= 64 else 32, num_warps=8, num_stages=2)
+    if head_dim > 128:
+        return (
+            PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
+            if max_rows <= 64
+            else PrefillConfig(128, 64, 8, 2)
+        )
+    if short:
+        return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
+    if head_dim > 64:
+        return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=3)
+    return PrefillConfig(block_m=128, block_n=64, num_warps=4, num_stages=3)
 
 
 def paged_prefill(
@@ -265,6 +269,7 @@ def paged_prefill(
     _, num_blocks, block_size, num_kv_heads, _ = kv_cache.shape
     group = num_heads // num_kv_heads
     block_q = config.block_m // group
+    main, tail = head_dim_parts(head_dim)
     paged_prefill_kernel[(num_kv_heads, num_tokens // block_q + num_seqs)](
         out,
         query,
@@ -279,8 +284,8 @@ def paged_prefill(
         num_seqs,
         GROUP=group,
         NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
+        MAIN=main,
+        TAIL=tail,
         BLOCK_SIZE=block_size,
         BLOCK_M=config.block_m,
         BLOCK_Q=block_q,
