@@ -13,12 +13,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pagedlab bench",
         description="Measure the engine against peers and against the physical limit.",
-        epilog="examples:\n  pagedlab bench offline\n  pagedlab bench offline --dtype float32 --rounds 5",
+        epilog="examples:\n  pagedlab bench offline\n  pagedlab bench offline --dtype float32 --rounds 5\n"
+        "  pagedlab bench kernels --toy",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     sub = commands.add_parser("offline", help="throughput on a fixed workload, against transformers and the floor")
     offline.add_arguments(sub)
     sub.set_defaults(handler=offline.main)
-    arguments = parser.parse_args(argv)
+    sub = commands.add_parser(
+        "kernels", help="Triton kernels against the memory's and the matrix units' rates", add_help=False
+    )
+    sub.set_defaults(handler=None)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.handler is None:
+        from pagedlab.bench import kernels
+
+        return kernels.main(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments.handler(arguments)

@@ -116,10 +116,10 @@ def check_engine(arguments: argparse.Namespace) -> None:
 
 
 def bench_kernels(arguments: argparse.Namespace) -> None:
+    """Decode and prefill kernels against the measured limits and other libraries."""
     from pagedlab.bench import kernels
 
-    options = ["--json", str(arguments.output / "kernels.json"), "--picture", str(arguments.output / "kernels.png")]
-    kernels.main([*(["--toy"] if arguments.toy else []), *options])
+    kernels.main([*(["--toy"] if arguments.toy else []), "--out", str(arguments.output)])
 
 
 def bench_decode(arguments: argparse.Namespace) -> None:

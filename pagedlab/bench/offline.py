@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     run_engine(llm, warm_up)
     seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []} | {name: [] for name in arguments.peers}
     overhead: list[float] = []
-    runs = {"static": partial(run_static, batch_size=batch_size), "generate_batch": run_generate_batch}
+    runs: dict[str, Callable[[Any, list[Job]], float]] = {
+        "static": partial(run_static, batch_size=batch_size),
+        "generate_batch": run_generate_batch,
+    }
     for name in arguments.peers:
         runs[name](peer, warm_up)
     for _ in tqdm(range(arguments.rounds), desc=f"Rounds in {dtype}"):

@@ -184,6 +184,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def run_kernels(arguments: argparse.Namespace) -> int:
+    from pagedlab.runtime.kernels.compile_report import main as run
+
+    return run(["--arch", *arguments.arch, *(["--json"] if arguments.json else [])])
+
+
 def run_bench(arguments: argparse.Namespace) -> int:
     from pagedlab.bench.cli import main as run
 
