@@ -28,8 +28,12 @@ from transformers import AutoModelForCausalLM
 from pagedlab.basics import masks
 from pagedlab.basics.attention import attention
 from pagedlab.errors import ConfigError, ModelError
+from pagedlab.model_authoring.models import loader
+from pagedlab.model_authoring.models.checkpoint import Checkpoint
 from pagedlab.model_authoring.models.config import ModelConfig
+from pagedlab.model_authoring.models.layers import Linear
 from pagedlab.model_authoring.models.loader import expected_tensors, load_model
+from pagedlab.model_authoring.models.packing import packing_works
 from pagedlab.model_authoring.models.registry import ARCHITECTURES
 from pagedlab.model_authoring.models.transformer import CausalLM
 
@@ -376,6 +380,30 @@ def test_weights_in_other_formats_are_refused_with_the_way_out(tmp_path: Path) -
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no \.safetensors file.*convert.*save_pretrained"):
         load(path)
+
+
+def test_each_matrix_is_packed_before_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packing_works(torch.float32):
+        pytest.skip("no packed products on this processor")
+    path, models, waiting = make_tiny_model(tmp_path, "qwen2"), [], []
+
+    class Watched(CausalLM):
+        def __init__(self, config: ModelConfig) -> None:
+            super().__init__(config)
+            models.append(self)
+
+    read_into = Checkpoint.read_into
+
+    def spy(checkpoint: Checkpoint, name: str, target: Tensor) -> None:
+        linears = [module for module in models[-1].modules() if isinstance(module, Linear)]
+        waiting.append(sum(layer.weight is not None and not layer.weight.is_meta for layer in linears))
+        read_into(checkpoint, name, target)
+
+    monkeypatch.setattr(loader, "CausalLM", Watched)
+    monkeypatch.setattr(Checkpoint, "read_into", spy)
+    load(path)
+    assert len(waiting) == len(load_file(path / "model.safetensors"))
+    assert max(waiting) == 1  # a matrix whose bias comes next
 
 
 def test_an_unknown_load_format_is_refused(tmp_path: Path) -> None:

@@ -123,12 +123,6 @@ class ModelConfig:
         return self.head_dim**-0.5
 
     @property
-    def sliding_window(self) -> int | None:
-        """Tokens of context that any layer may still read: the widest window, None if a layer attends to all."""
-        windows = [window for window in self.sliding_windows if window is not None]
-        return max(windows) if len(windows) == len(self.sliding_windows) else None
-
-    @property
     def num_parameters(self) -> int:
         """Trained numbers; a tied head counts once."""
         hidden, queries = self.hidden_size, self.num_attention_heads * self.head_dim

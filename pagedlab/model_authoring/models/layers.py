@@ -24,7 +24,7 @@ def empty_weight(*shape: int) -> nn.Parameter:
 class Linear(nn.Module):
     """y = x W^T + b, for one projection or for several that read the same input and are computed as one.
 
-    One product of a larger matrix keeps the cores busier than three small ones, and reads the input once.
+    One large product in place of two or three: at 32 rows in bfloat16 a tenth faster; on a GPU, fewer kernels.
 
     Args:
         in_features: width of the input.
@@ -47,8 +47,8 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """On a CPU, bring the weight into oneDNN's own order, once, and let go of the original.
 
-        F.linear does this reordering at each call. Measured on 2 cores, float32, 32 rows: the 30 layers' products take
-        half the time of F.linear's, the vocabulary's a quarter to a third.
+        F.linear reorders at each call. Measured with the default model, 2 cores, 32 rows: the layers' products take
+        56 ms in place of 111 (bfloat16: 45 of 59), the vocabulary's 11 in place of 35 (10 of 15). Packing takes 0.2 s.
         """
         assert self.weight is not None
         if self.weight.device.type == "cpu" and packing_works(self.weight.dtype):

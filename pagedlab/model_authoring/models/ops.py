@@ -1,7 +1,9 @@
 """The element-wise steps between the matrix products, each in one plain function: here a faster kernel takes over.
 
-All keep the number type of their input; sums of squares are taken in float32. Measured on a 2-core CPU, 32 rows of a
-576-wide model, they take about a twentieth of a float32 step; the matrix products are the rest.
+All keep the number type of their input; sums of squares are taken in float32. With the default model, 2 cores and 32
+rows they take an eighth of a forward pass without attention in float32 (the norms 5 of 56 ms, rotation and activation
+2 each) and a quarter in bfloat16; the matrix products are the rest. Norms written out by hand gained nothing over
+F.rms_norm, nor did silu and product inside oneDNN's matrix products.
 """
 
 from __future__ import annotations
