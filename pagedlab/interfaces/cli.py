@@ -101,6 +101,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(demo)
 
     # bench has commands of its own: everything behind its name goes to pagedlab.bench.cli, --help too.
+    kernels = command(
+        "kernels",
+        "compile the Triton kernels, with no GPU, and show registers and shared memory",
+        run_kernels,
+        "  pagedlab kernels\n  pagedlab kernels --arch 90 --json",
+    )
+    kernels.add_argument("--arch", nargs="+", default=["80", "90"], help="compute capabilities (default 80 90)")
+    kernels.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     bench = commands.add_parser("bench", help="measure the engine against peers and the physical limit", add_help=False)
     bench.set_defaults(handler=run_bench)
     return parser
