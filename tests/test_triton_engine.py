@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import greedy_tokens, make_tiny_model
 
-PROMPTS = [[5, 6, 7], list(range(3, 22)), [9] * 16, list(range(3, 22)) + [40, 41]]
+PROMPTS = [[5, 6, 7], list(range(3, 22)), [9] * 16, [*range(3, 22), 40, 41]]
 MAX_TOKENS = 5
 
 SCRIPT = """
