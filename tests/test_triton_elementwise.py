@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from pagedlab.runtime.kernels import INTERPRETED
 from pagedlab.runtime.kernels.activation import silu_mul
 from pagedlab.runtime.kernels.rms_norm import add_rms_norm, rms_norm
-from pagedlab.runtime.kernels.rope import rope_cache_write
+from pagedlab.runtime.kernels.rope import apply_rope, rope_cache_write
 
 if INTERPRETED:
     DEVICE, DTYPES = "cpu", [torch.float32, torch.float16]
@@ -98,3 +98,17 @@ def test_rope_turns_queries_in_place_and_keys_into_their_slots(tokens, heads, di
     before = cache.view(2, 48, num_kv_heads, head_dim)[:, untouched]
     assert torch.equal(written.cpu().view(2, 48, num_kv_heads, head_dim)[:, untouched], before)
     assert torch.equal(key_in.cpu(), key)
+
+
+@quick
+@given(tokens=st.integers(1, 4), heads=st.sampled_from([1, 3, 12]), head_dim=st.sampled_from([16, 80, 128]),
+       dtype=st.sampled_from(DTYPES), seed=st.integers(0, 999))  # fmt: skip
+def test_rope_alone_turns_strided_heads_by_their_angle(tokens, heads, head_dim, dtype, seed):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, heads + 2, head_dim, generator=rng).to(dtype)
+    angles = torch.rand(tokens, 1, head_dim // 2, generator=rng, dtype=torch.float64) * 6
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    tables = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # as rope.RotaryEmbedding makes them
+    out = apply_rope(x.to(DEVICE)[:, :heads], *(table.to(DEVICE) for table in tables))
+    pairs = torch.complex(*x[:, :heads].double().chunk(2, -1)) * torch.complex(cos.double(), sin.double())
+    assert_close(out, torch.cat((pairs.real, pairs.imag), -1))

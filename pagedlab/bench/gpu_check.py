@@ -123,12 +123,13 @@ def bench_kernels(arguments: argparse.Namespace) -> None:
 
 
 def bench_decode(arguments: argparse.Namespace) -> None:
-    """Decode steps against their roofline, graphs on and off."""
+    """Decode steps against their roofline, with CUDA graphs and fused element-wise kernels on and off."""
     import torch
 
     from pagedlab.bench.decode_step import as_dict, copy_bandwidth, measure
     from pagedlab.bench.report import environment, write_json
     from pagedlab.bench.shapes import write_shape
+    from pagedlab.model_authoring.models import ops
 
     device = "cpu" if arguments.toy else "cuda"
     dtype = "float32" if arguments.toy else "bfloat16"
@@ -140,7 +141,8 @@ def bench_decode(arguments: argparse.Namespace) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for shape, batch, context in points:
-            for graphs in (True, False):
+            for graphs, fused in ((True, True), (True, False), (False, True)):
+                ops.use_kernels = fused
                 options: dict[str, Any] = {"num_steps": 12} if arguments.toy else {}
                 step = measure(
                     write_shape(shape, directory),
@@ -152,9 +154,10 @@ def bench_decode(arguments: argparse.Namespace) -> None:
                     graphs=graphs,
                     **options,
                 )
-                rows.append({"shape": shape, **as_dict(step)})
+                ops.use_kernels = True
+                rows.append({"shape": shape, "fused": fused, **as_dict(step)})
                 print(
-                    f"{shape:13s} batch {batch:3d} graphs {graphs!s:5s} step {step.step_ms:7.2f} ms "
+                    f"{shape:13s} batch {batch:3d} graphs {graphs!s:5s} fused {fused!s:5s} step {step.step_ms:7.2f} ms "
                     f"({step.low:.2f}-{step.high:.2f}), roofline {step.roofline_ms:6.2f} ms, "
                     f"share {step.share_of_roofline:.2f}, host {step.host_ms:.2f} ms",
                     flush=True,

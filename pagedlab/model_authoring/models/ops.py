@@ -9,10 +9,25 @@ F.rms_norm, nor did silu and product inside oneDNN's matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+use_kernels = True
+"""Run the fused Triton kernels on a GPU; off, everything is plain PyTorch (to measure what they gain)."""
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def fuses(x: Tensor) -> bool:
+    """Is `x` where the fused kernels run? A decode step on a GPU is made of launches: one in place of several pays."""
+    return use_kernels and x.is_cuda and has_triton()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -25,6 +40,10 @@ def add_rms_norm(update: Tensor, residual: Tensor, weight: Tensor, eps: float) -
 
     In place, because the residual stream is read only here and written only here: no copy a layer.
     """
+    if fuses(update):
+        from pagedlab.runtime.kernels import rms_norm as kernel
+
+        return kernel.add_rms_norm(update, residual, weight, eps)
     return rms_norm(residual.add_(update), weight, eps)
 
 
@@ -35,11 +54,19 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rope.RotaryEmbedding, are [num_tokens, 1, head_dim]; the first half of `sin` is already negative, so that a rotation
     is three operations and no concatenation.
     """
+    if fuses(x):
+        from pagedlab.runtime.kernels import rope
+
+        return rope.apply_rope(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for [num_tokens, 2 * intermediate_size] (Shazeer, arXiv 2002.05202, SwiGLU)."""
+    if fuses(gate_up):
+        from pagedlab.runtime.kernels import activation
+
+        return activation.silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 

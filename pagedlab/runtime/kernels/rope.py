@@ -15,6 +15,7 @@ Grid        (num_tokens,).
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -122,3 +123,40 @@ def rope_cache_write(
         ROW_PAD=triton.next_power_of_2(num_kv_heads * head_dim),
         num_warps=4,
     )
+
+
+@triton.jit
+def rope_kernel(out_ptr, x_ptr, cos_ptr, sin_ptr, x_stride, HEADS: tl.constexpr, HEADS_PAD: tl.constexpr,
+                HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HALF_PAD: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    angles = tl.arange(0, HALF_PAD)
+    row = token * HEAD_DIM + HALF + angles  # the second half: there both tables have the plain cosine and sine
+    cos = tl.load(cos_ptr + row, mask=angles < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + row, mask=angles < HALF, other=0.0).to(tl.float32)
+    source, target = x_ptr + token * x_stride, out_ptr + token * (HEADS * HEAD_DIM)
+    rotate(source, target, cos, sin, HEADS, HEADS_PAD, HEAD_DIM, HALF, HALF_PAD)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` [num_tokens, heads, head_dim] rotated, whole heads; the tables are [num_tokens, 1, head_dim].
+
+    One launch and one pass in place of three (product, roll, sum), where the cache is written separately.
+    """
+    num_tokens, num_heads, head_dim = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if num_tokens:
+        half = head_dim // 2
+        rope_kernel[(num_tokens,)](
+            out,
+            x,
+            cos,
+            sin,
+            x.stride(0),
+            HEADS=num_heads,
+            HEADS_PAD=triton.next_power_of_2(num_heads),
+            HEAD_DIM=head_dim,
+            HALF=half,
+            HALF_PAD=triton.next_power_of_2(half),
+            num_warps=4,
+        )
+    return out
