@@ -224,6 +224,26 @@ def test_a_field_left_out_means_what_it_means_in_transformers(architecture: str)
     assert config.sliding_windows == (window,) * config.num_hidden_layers
 
 
+@pytest.mark.parametrize("use_sliding_window", [False, True])
+@pytest.mark.parametrize("max_window_layers", [0, 1, 2, 40, None])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_windows_without_layer_types_begin_where_transformers_begins_them(
+    architecture: str, max_window_layers: int | None, use_sliding_window: bool
+) -> None:
+    fields = {**SHAPE, "num_hidden_layers": 30, "use_sliding_window": use_sliding_window, "sliding_window": 64}
+    if max_window_layers is not None:
+        fields["max_window_layers"] = max_window_layers
+    types = CONFIG_CLASSES[architecture](**fields).layer_types
+    config = ModelConfig.from_dict({"architectures": [NAMES[architecture]], **fields})
+    assert config.sliding_windows == tuple(64 if kind == "sliding_attention" else None for kind in types)
+
+
+def test_a_sliding_window_of_null_is_none_and_not_mistrals_default() -> None:
+    fields = {**SHAPE, "architectures": ["MistralForCausalLM"]}
+    assert ModelConfig.from_dict({**fields, "sliding_window": None}).sliding_windows == (None, None)
+    assert ModelConfig.from_dict(fields).sliding_windows == (4096, 4096)
+
+
 def test_a_config_of_transformers_4_gives_the_same_model(tmp_path: Path) -> None:
     path = make_tiny_model(tmp_path, rope_type="llama3")
     before = sequence_logits(load(path), random_tokens(40))
