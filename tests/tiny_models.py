@@ -1,4 +1,4 @@
-"""Random tiny checkpoints of all four architectures, written by transformers itself: the oracle's own files.
+"""Random tiny checkpoints of all four architectures, written by transformers itself, and both sides' logits on them.
 
 Every parameter is random, biases and norm weights included, so that a forgotten one shows in the logits; weights are
 large enough that greedy outputs wander instead of repeating one token.
@@ -26,6 +26,8 @@ from transformers.utils import logging
 
 from pagedlab.basics import masks
 from pagedlab.basics.attention import attention
+from pagedlab.model_authoring.models.loader import load_model
+from pagedlab.model_authoring.models.transformer import CausalLM
 
 logging.disable_progress_bar()
 
@@ -35,6 +37,14 @@ CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
 }
+
+NAMES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""What config.json calls them."""
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 128,
@@ -153,3 +163,24 @@ def greedy_tokens(directory: Path, prompt: list[int], max_new_tokens: int) -> li
     for _ in range(max_new_tokens):
         tokens.append(int(model.forward(torch.tensor([tokens])).logits[0, -1].argmax()))
     return tokens[len(prompt) :]
+
+
+def load(path: Path, dtype: torch.dtype = torch.float32, **options: Any) -> CausalLM:
+    """Our model of a checkpoint, on the CPU."""
+    return load_model(path, dtype=dtype, device="cpu", **options)
+
+
+@torch.inference_mode()
+def sequence_logits(model: CausalLM, token_ids: Tensor) -> Tensor:
+    """Our logits of one whole sequence: [len(token_ids), vocab_size]."""
+    return model.compute_logits(model(token_ids, torch.arange(len(token_ids)), dense_attention))
+
+
+def random_tokens(length: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, SHAPE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_logits(path: Path, length: int = 40) -> None:
+    """Ours and transformers' logits of a random sequence agree within 1e-4 in float32."""
+    tokens = random_tokens(length)
+    torch.testing.assert_close(sequence_logits(load(path), tokens), oracle_logits(path, tokens), rtol=0, atol=1e-4)
