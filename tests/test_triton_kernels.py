@@ -22,7 +22,7 @@ from pagedlab.runtime.attention.triton_backend import TritonBackend
 from pagedlab.runtime.kernels import INTERPRETED, prefill
 from pagedlab.runtime.kernels.block_copy import copy_blocks
 from pagedlab.runtime.kernels.cache_write import cache_write
-from pagedlab.runtime.kernels.decode import DecodeConfig, SplitWorkspace, paged_decode
+from pagedlab.runtime.kernels.decode import DecodeConfig, Splits, SplitWorkspace, paged_decode
 from pagedlab.runtime.kernels.prefill import PrefillConfig, paged_prefill
 
 if INTERPRETED:
@@ -128,7 +128,7 @@ def run_decode(
     case: Case, num_splits: int, block_n: int, workspace: SplitWorkspace | None = None, pack: int = 1
 ) -> torch.Tensor:
     out = torch.full_like(case.query, float("nan"))
-    config = DecodeConfig(block_n=block_n, num_warps=4, num_stages=2, min_split=block_n, pack=pack)
+    config = DecodeConfig(block_n=block_n, num_warps=4, num_stages=2, pack=pack)
     paged_decode(
         out,
         case.query,
@@ -136,7 +136,7 @@ def run_decode(
         *case.tables,
         scale=case.scale,
         sliding_window=case.window,
-        num_splits=num_splits,
+        splits=Splits(num_splits, shortest=block_n),
         workspace=workspace or SplitWorkspace(),
         config=config,
     )

@@ -90,6 +90,7 @@ def flex_attention(dense: Dense) -> Call:
 
     if not dense.query.is_cuda:
         raise RuntimeError("compiled FlexAttention is measured on a GPU only")
+    torch._dynamo.reset()  # one shape at a time: more than eight would fall back to the uncompiled operator
     query, keys, values = dense.heads_first(repeat=False)
     length = keys.shape[2]
     mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, length, length, device=query.device)

@@ -5,22 +5,25 @@ memory and needs its context split over the chip, a chunk is bound by arithmetic
 step is at most two launches over the same tensors; each kernel skips the other's sequences on the device. What is
 launched, and in how many splits, is decided from the host lists of the metadata: nothing here waits for the device.
 
-CUDA graphs: a launch depends on the batch's shape and on `num_splits` alone; lengths, tables and slots are read when
-the graph runs. Capture with `seq_lens_host` filled with the longest context the graph will serve, so that enough splits
-are launched; shorter contexts leave some of them idle.
+CUDA graphs: a launch depends on the batch's shape and on the number of splits alone; lengths, tables and slots are read
+when the graph runs. Capture with `seq_lens_host` filled with the longest context that the graph will serve, so that
+enough splits are launched; shorter contexts leave some of them idle.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from pagedlab.errors import BackendError
 from pagedlab.runtime.attention.base import AttentionBackend, AttentionMetadata
+
+if TYPE_CHECKING:
+    from pagedlab.runtime.kernels.decode import Splits
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -35,21 +38,20 @@ class TritonPlan:
         max_decode_len: longest context among them
         max_prefill_rows: most query rows of another sequence; 0 if there is none
         max_prefill_len: longest context among those
-        num_splits: (KV heads, window) of a layer -> splits of the decode contexts, filled in by the first such layer
+        splits: (KV heads, window) of a layer -> splits of the decode contexts, filled in by the first such layer
     """
 
     num_decodes: int
     max_decode_len: int
     max_prefill_rows: int
     max_prefill_len: int
-    num_splits: dict[tuple[int, int | None], int] = field(default_factory=dict)
+    splits: dict[tuple[int, int | None], Splits] = field(default_factory=dict)
 
 
 class TritonBackend(AttentionBackend):
     """Cache write, paged decode and paged prefill in Triton.
 
     Args:
-        num_splits: a fixed number of decode splits in place of the planned one (benchmarks, tests)
         check_tables: check slots and block tables before each launch. This waits for the device: for debugging only.
 
     Raises:
@@ -57,13 +59,13 @@ class TritonBackend(AttentionBackend):
     """
 
     name: ClassVar[str] = "triton"
+    graph_safe: ClassVar[bool] = True
 
-    def __init__(self, *, num_splits: int | None = None, check_tables: bool = False) -> None:
+    def __init__(self, *, check_tables: bool = False) -> None:
         if importlib.util.find_spec("triton") is None:
             raise BackendError("the triton backend needs the package triton: install it, or choose another backend")
         from pagedlab.runtime.kernels.decode import SplitWorkspace
 
-        self._num_splits = num_splits
         self._check_tables = check_tables
         self._workspace = SplitWorkspace()
 
@@ -143,7 +145,7 @@ class TritonBackend(AttentionBackend):
     def attend(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, *, scale: float, sliding_window: int | None
     ) -> Tensor:
-        from pagedlab.runtime.kernels.decode import choose_num_splits, decode_config, paged_decode
+        from pagedlab.runtime.kernels.decode import choose_splits, decode_config, paged_decode
         from pagedlab.runtime.kernels.prefill import paged_prefill, prefill_config
 
         _, num_heads, head_dim = query.shape
@@ -155,6 +157,8 @@ class TritonBackend(AttentionBackend):
             raise BackendError(
                 f"{num_heads} query heads cannot share {num_kv_heads} KV heads: the ratio must be whole and at most 64"
             )
+        if not scale > 0:
+            raise BackendError(f"the scale of the scores must be positive, not {scale}")
         if sliding_window is not None and sliding_window < 1:
             raise BackendError(f"a sliding window must be at least 1, not {sliding_window}: use None for no window")
         plan = metadata.plan
@@ -167,15 +171,10 @@ class TritonBackend(AttentionBackend):
         tables = (metadata.block_tables, metadata.query_starts, metadata.seq_lens)
         if plan.num_decodes:
             layer = (num_kv_heads, sliding_window)
-            if layer not in plan.num_splits:
-                decode = decode_config(head_dim, num_kv_heads, query.element_size())
-                plan.num_splits[layer] = self._num_splits or choose_num_splits(
-                    plan.num_decodes,
-                    num_kv_heads // decode.pack,
-                    min(plan.max_decode_len, sliding_window or plan.max_decode_len),
-                    _resident_programs(query.device),
-                    decode.min_split,
-                )
+            if layer not in plan.splits:
+                packs = num_kv_heads // decode_config(head_dim, num_kv_heads, query.element_size()).pack
+                longest = min(plan.max_decode_len, sliding_window or plan.max_decode_len)
+                plan.splits[layer] = choose_splits(plan.num_decodes, packs, longest, *_multiprocessors(query.device))
             paged_decode(
                 out,
                 query,
@@ -183,7 +182,7 @@ class TritonBackend(AttentionBackend):
                 *tables,
                 scale=scale,
                 sliding_window=sliding_window,
-                num_splits=plan.num_splits[layer],
+                splits=plan.splits[layer],
                 workspace=self._workspace,
             )
         if plan.max_prefill_rows:
@@ -260,13 +259,15 @@ def _check_block_tables(metadata: AttentionMetadata, block_size: int, num_blocks
             )
 
 
-def _resident_programs(device: torch.device) -> int:
+def _multiprocessors(device: torch.device) -> tuple[int, int]:
+    """How many there are, and how many decode programs they run at once. A CPU pretends to be a chip of four."""
     from pagedlab.runtime.kernels.decode import resident_programs
 
     if device.type != "cuda":
-        return 8
+        return 4, 8
     properties = torch.cuda.get_device_properties(device)
-    return resident_programs(properties.multi_processor_count, properties.shared_memory_per_multiprocessor)
+    count = properties.multi_processor_count
+    return count, resident_programs(count, properties.shared_memory_per_multiprocessor)
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from pagedlab.runtime.kernels.activation import silu_mul_kernel
 from pagedlab.runtime.kernels.block_copy import block_copy_kernel
 from pagedlab.runtime.kernels.cache_write import cache_write_kernel
 from pagedlab.runtime.kernels.decode import (
+    MAX_REGISTERS,
     MERGE_CHUNK,
     MERGE_WARPS,
     decode_config,
@@ -72,6 +73,7 @@ class Case:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int = 2
+    max_registers: int | None = None
     dtype: str = "bf16"
 
 
@@ -109,11 +111,11 @@ def attention_cases(arch: int, head_dim: int, group: int, block_size: int, windo
             "BLOCK_N": decode.block_n,
             "GRANULE": granule_of(block_size, decode.block_n),
             "WINDOW": window,
-            "MIN_SPLIT": decode.min_split,
             "SPLIT": True,
         },
         decode.num_warps,
         decode.num_stages,
+        MAX_REGISTERS,
     )
     main, tail = head_dim_parts(head_dim)
     config = prefill_config(head_dim, 2, max_rows=4096, max_context=8192, capability=divmod(arch, 10))
@@ -152,7 +154,7 @@ def cases(arch: int) -> Iterator[Case]:
     yield from attention_cases(arch, 128, 4, 16, window=4096)
     decode = decode_config(128, NUM_KV_HEADS, 2)
     constants = {"HEAD_DIM": 128, "HEAD_DIM_PAD": 128, "BLOCK_N": decode.block_n, "WINDOW": 0}
-    merge = {**constants, "MIN_SPLIT": decode.min_split, "CHUNK": MERGE_CHUNK}
+    merge = {**constants, "CHUNK": MERGE_CHUNK}
     yield Case("merge of splits", merge_splits_kernel, merge, MERGE_WARPS)
     yield Case("cache write", cache_write_kernel, {"BLOCK_SIZE": 16, "ROW": 1024, "ROW_PAD": 1024}, 4)
     yield Case("block copy", block_copy_kernel, {"BLOCK": 16384, "CHUNK": 4096}, 4)
@@ -180,7 +182,7 @@ def compile_case(case: Case, arch: int) -> Report:
     compiled = triton.compile(
         ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers},
     )
     registers, spill = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]

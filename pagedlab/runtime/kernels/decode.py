@@ -7,10 +7,11 @@ Algorithm   A program takes one sequence, one KV head and one split of the conte
             total, Milakov & Gimelshein 2018) -> acc += p V.
             One split: the program writes the output. Several: it writes its normalised result and the base-2
             log-sum-exp of its scores, and a second kernel weighs the splits by 2**(lse - max lse) (Dao et al.,
-            "Flash-Decoding", 2023).
-            Memory hands out 64 bytes at a time. Where a head's row is not a multiple of that (head_dim 80 in 16 bits),
-            a program takes PACK = 2 neighbouring KV heads as if they were one head of twice the width, with zeros in
-            the queries where a query head and the other KV head meet: no byte is fetched for two programs.
+            "Flash-Decoding", 2023). A context that fits one split skips both steps.
+            Memory hands out lines of 128 bytes, or halves of them. Where a head's row is no whole number of lines
+            (head_dim 80 or 96 in 16 bits), a program takes PACK = 2 neighbouring KV heads as if they were one head of
+            twice the width, with zeros in the queries where a query head and the other KV head meet: no line is
+            fetched for two programs.
 Shapes      query, out [num_tokens, num_heads, head_dim]; kv_cache [2, num_blocks, block_size, num_kv_heads, head_dim];
             block_tables [num_seqs, any width] int32; query_starts [num_seqs + 1], seq_lens [num_seqs] int32;
             partial [num_seqs, num_splits, num_heads, head_dim] and lse [num_seqs, num_splits, num_heads] float32.
@@ -39,29 +40,37 @@ from pagedlab.runtime.kernels.paging import cache_rows, granule_of, load_block_i
 TILE_BYTES = 16384
 """K (or V) bytes of one tile in shared memory."""
 
-WAVES = 6
-"""A grid that cannot run at once should take this many turns of the chip, or more."""
+STAGES = 3
+"""Tiles of a program that are under way or in use: one computed on while two are fetched."""
 
-MERGE_CHUNK, MERGE_WARPS = 8, 1
+MAX_REGISTERS = 168
+"""Registers a thread may take: three programs of four warps, as many as fit by shared memory, have 170. Said aloud, or
+the assembler aims at more programs than can ever fit, and spills for them."""
+
+SHORT_SPLIT, LONG_SPLIT = 128, 1024
+"""Fewest positions a split (multiples of every tile's): where it puts an idle part of the chip to work, and where it
+only evens out the load."""
+
+MERGE_CHUNK, MERGE_WARPS = 16, 1
 """Splits merged at a time, and warps a program of the merge."""
 
 
 @triton.jit
-def split_bounds(seq_len, split, num_splits, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr, MIN_SPLIT: tl.constexpr):
+def split_bounds(seq_len, split, num_splits, min_split, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr):
     """First position and end of one split, and how many splits of this sequence hold a position.
 
-    Splits are whole tiles and at least MIN_SPLIT positions: a short sequence uses fewer splits than the grid offers.
+    Splits are whole tiles and at least `min_split` positions: a short sequence uses fewer splits than the grid offers.
     """
     first = seq_len * 0
     if WINDOW > 0:
         first = tl.maximum(seq_len - WINDOW, 0) // BLOCK_N * BLOCK_N
     tiles = tl.cdiv(tl.cdiv(seq_len - first, num_splits), BLOCK_N)
-    length = tl.maximum(tiles * BLOCK_N, MIN_SPLIT)
+    length = tl.maximum(tiles * BLOCK_N, min_split)
     start = first + split * length
     return start, tl.minimum(start + length, seq_len), tl.cdiv(seq_len - first, length)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_blocks"])
+@triton.jit(do_not_specialize=["table_stride", "num_blocks", "min_split"])
 def paged_decode_kernel(
     out_ptr,
     partial_ptr,
@@ -75,6 +84,7 @@ def paged_decode_kernel(
     query_stride,
     table_stride,
     num_blocks,
+    min_split,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -85,7 +95,6 @@ def paged_decode_kernel(
     BLOCK_N: tl.constexpr,
     GRANULE: tl.constexpr,
     WINDOW: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     kv_head = tl.program_id(0) * PACK
@@ -96,7 +105,7 @@ def paged_decode_kernel(
     row = tl.load(query_starts_ptr + seq)
     query_len = tl.load(query_starts_ptr + seq + 1) - row
     seq_len = tl.load(seq_lens_ptr + seq)
-    start, end, _ = split_bounds(seq_len, split, num_splits, BLOCK_N, WINDOW, MIN_SPLIT)
+    start, end, used = split_bounds(seq_len, split, num_splits, min_split, BLOCK_N, WINDOW)
     # Split 0 stays even when the context is empty (padding of a captured batch): its row must be written.
     if (query_len != 1) | ((split > 0) & (start >= end)):
         return
@@ -148,17 +157,20 @@ def paged_decode_kernel(
         peak = new_peak
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # an empty context gives zeros
+    out = out_ptr + row.to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM) + row_offsets
     if SPLIT:
-        first_head = (seq * num_splits + split).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP
-        partial_offsets = heads[:, None] * HEAD_DIM + columns
-        tl.store(lse_ptr + first_head + heads, peak + tl.log2(total), mask=head_mask)
-        tl.store(partial_ptr + first_head * HEAD_DIM + partial_offsets, acc, mask=row_mask)
+        if used > 1:
+            first_head = (seq * num_splits + split).to(tl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP
+            partial = partial_ptr + first_head * HEAD_DIM + heads[:, None] * HEAD_DIM + columns
+            tl.store(lse_ptr + first_head + heads, peak + tl.log2(total), mask=head_mask)
+            tl.store(partial, acc, mask=row_mask)
+        else:
+            tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
     else:
-        out_row = out_ptr + row.to(tl.int64) * (NUM_KV_HEADS * GROUP * HEAD_DIM)
-        tl.store(out_row + row_offsets, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "min_split"])
 def merge_splits_kernel(
     out_ptr,
     partial_ptr,
@@ -166,11 +178,11 @@ def merge_splits_kernel(
     query_starts_ptr,
     seq_lens_ptr,
     num_splits,
+    min_split,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PAD: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """Grid (num_heads, num_seqs): one head's splits, CHUNK at a time, by the same online softmax as within a split."""
@@ -179,10 +191,10 @@ def merge_splits_kernel(
     num_heads = tl.num_programs(0)
     row = tl.load(query_starts_ptr + seq)
     query_len = tl.load(query_starts_ptr + seq + 1) - row
-    if query_len != 1:
-        return
     seq_len = tl.load(seq_lens_ptr + seq)
-    _, _, used = split_bounds(seq_len, 0, num_splits, BLOCK_N, WINDOW, MIN_SPLIT)
+    _, _, used = split_bounds(seq_len, 0, num_splits, min_split, BLOCK_N, WINDOW)
+    if (query_len != 1) | (used <= 1):
+        return
 
     dims = tl.arange(0, HEAD_DIM_PAD)
     dim_mask = dims < HEAD_DIM
@@ -201,55 +213,61 @@ def merge_splits_kernel(
         total = total * shrink + tl.sum(weights, 0)
         acc = acc * shrink + tl.sum(part * weights[:, None], 0)
         peak = new_peak
-    acc = acc / tl.where(total > 0, total, 1.0)
+    acc = acc / total
     out_row = out_ptr + (row.to(tl.int64) * num_heads + head) * HEAD_DIM
     tl.store(out_row + dims, acc.to(out_ptr.dtype.element_ty), mask=dim_mask)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """Tile and launch options of the decode kernel.
-
-    Attributes:
-        block_n: positions a tile
-        min_split: fewest positions a split; a multiple of `block_n`
-        pack: KV heads a program
-    """
+    """Tile and launch options of the decode kernel: positions a tile, and KV heads a program."""
 
     block_n: int
     num_warps: int
     num_stages: int
-    min_split: int
     pack: int = 1
 
 
 def decode_config(head_dim: int, num_kv_heads: int, itemsize: int) -> DecodeConfig:
-    """A tile of 16 KiB of K and as much of V.
-
-    Memory is kept busy by several small programs a multiprocessor, not by deep pipelines in a few large ones: with two
-    stages five programs fit, and a grid that fits the chip at once has no partly filled last wave.
-    """
-    pack = 2 if head_dim * itemsize % 64 and num_kv_heads % 2 == 0 else 1
+    """A tile of 16 KiB of K and as much of V: two programs of three stages keep a multiprocessor's memory port busy."""
+    pack = 2 if head_dim > 64 and head_dim & (head_dim - 1) and num_kv_heads % 2 == 0 and itemsize == 2 else 1
     row_bytes = triton.next_power_of_2(pack * head_dim) * itemsize
     block_n = max(16, min(128, TILE_BYTES // row_bytes))
-    return DecodeConfig(block_n=block_n, num_warps=4, num_stages=2, min_split=max(256, block_n), pack=pack)
+    return DecodeConfig(block_n, num_warps=4, num_stages=STAGES, pack=pack)
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """How contexts are split: `count` programs for each at most, and at least `shortest` positions in one.
+
+    The count belongs to the grid and is fixed in a captured graph; how many of them a sequence uses follows from its
+    length, on the device.
+    """
+
+    count: int
+    shortest: int
 
 
 def resident_programs(num_multiprocessors: int, shared_memory: int) -> int:
-    """Programs that the chip runs at once; `shared_memory` in bytes a multiprocessor. Registers allow five."""
-    return num_multiprocessors * max(1, min(5, shared_memory // (2 * TILE_BYTES + 4096)))
+    """Programs that the chip runs at once; `shared_memory` in bytes a multiprocessor. Each buffers STAGES - 1 tiles."""
+    return num_multiprocessors * max(1, shared_memory // ((STAGES - 1) * 2 * TILE_BYTES + 4096))
 
 
-def choose_num_splits(num_seqs: int, num_kv_heads: int, max_seq_len: int, resident: int, min_split: int) -> int:
-    """Splits of each context, so that num_seqs * num_kv_heads * splits programs fill a chip.
+def choose_splits(
+    num_seqs: int, num_kv_heads: int, max_seq_len: int, num_multiprocessors: int, resident: int
+) -> Splits:
+    """Splits for a batch; `num_kv_heads` counts packs, `resident` the programs that the chip runs at once.
 
-    `resident` of them run at once. A grid that fits is made as large as fits: no program waits for another. A larger
-    one is cut into pieces so small that the last wave, which leaves part of the chip idle, is a small part of the
-    whole. A split costs a write, a read and a second launch, so none is shorter than `min_split` positions.
+    Two programs a multiprocessor saturate the memory. A grid smaller than that is split until it is as large. A grid of
+    a few waves leaves much of the chip idle in its last, partly filled one: it is split into smaller jobs, but only
+    where they stay long enough to repay the merge.
     """
     programs = max(1, num_seqs * num_kv_heads)
-    wanted = resident // programs if programs <= resident else triton.cdiv(WAVES * resident, programs)
-    return max(1, min(wanted, triton.cdiv(max_seq_len, min_split)))
+    if programs <= resident:
+        wanted, shortest = 2 * num_multiprocessors // programs, SHORT_SPLIT
+    else:
+        wanted, shortest = triton.cdiv(3 * resident, programs), LONG_SPLIT
+    return Splits(max(1, min(wanted, triton.cdiv(max_seq_len, shortest))), shortest)
 
 
 class SplitWorkspace:
@@ -283,7 +301,7 @@ def paged_decode(
     *,
     scale: float,
     sliding_window: int | None,
-    num_splits: int,
+    splits: Splits,
     workspace: SplitWorkspace,
     config: DecodeConfig | None = None,
 ) -> None:
@@ -297,11 +315,11 @@ def paged_decode(
     config = config or decode_config(head_dim, num_kv_heads, query.element_size())
     group = num_heads // num_kv_heads
     window = sliding_window or 0
-    split = num_splits > 1
-    partial, lse = (out, out)  # not touched by a launch without splits
+    split = splits.count > 1
+    partial, lse = out, out  # not touched by a launch without splits
     if split:
-        partial, lse = workspace.reserve(num_seqs * num_splits * num_heads, head_dim, query.device)
-    paged_decode_kernel[(num_kv_heads // config.pack, num_splits, num_seqs)](
+        partial, lse = workspace.reserve(num_seqs * splits.count * num_heads, head_dim, query.device)
+    paged_decode_kernel[(num_kv_heads // config.pack, splits.count, num_seqs)](
         out,
         partial,
         lse,
@@ -314,6 +332,7 @@ def paged_decode(
         query.stride(0),
         block_tables.stride(0),
         num_blocks,
+        splits.shortest,
         GROUP=group,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -324,10 +343,10 @@ def paged_decode(
         BLOCK_N=config.block_n,
         GRANULE=granule_of(block_size, config.block_n),
         WINDOW=window,
-        MIN_SPLIT=config.min_split,
         SPLIT=split,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        maxnreg=MAX_REGISTERS,
     )
     if split:
         merge_splits_kernel[(num_heads, num_seqs)](
@@ -336,12 +355,12 @@ def paged_decode(
             lse,
             query_starts,
             seq_lens,
-            num_splits,
+            splits.count,
+            splits.shortest,
             HEAD_DIM=head_dim,
             HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
             BLOCK_N=config.block_n,
             WINDOW=window,
-            MIN_SPLIT=config.min_split,
             CHUNK=MERGE_CHUNK,
             num_warps=MERGE_WARPS,
         )

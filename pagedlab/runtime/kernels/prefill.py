@@ -228,24 +228,21 @@ def prefill_config(
     """
     if itemsize > 2:
         return PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
-    short = max_rows <= 64 or max_context <= 4096
     if capability < (9, 0):
         if head_dim > 128:
             return PrefillConfig(block_m=64, block_n=32, num_warps=8, num_stages=2)
-        if max_rows <= 64:
-            return PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
+        if max_rows <= 64 or 64 < head_dim < 128:
+            return PrefillConfig(block_m=64, block_n=64 if head_dim == 80 else 32, num_warps=4, num_stages=2)
         return PrefillConfig(block_m=128, block_n=64 if head_dim <= 64 else 32, num_warps=8, num_stages=2)
     if head_dim > 128:
-        return (
-            PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
-            if max_rows <= 64
-            else PrefillConfig(128, 64, 8, 2)
-        )
-    if short:
+        if max_rows <= 64:
+            return PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
+        return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=2)
+    if max_rows <= 64 or (head_dim > 96 and max_context <= 4096):
         return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
-    if head_dim > 64:
+    if head_dim > 96:
         return PrefillConfig(block_m=128, block_n=128, num_warps=8, num_stages=3)
-    return PrefillConfig(block_m=128, block_n=64, num_warps=4, num_stages=3)
+    return PrefillConfig(block_m=128, block_n=64, num_warps=8 if head_dim > 80 else 4, num_stages=3)
 
 
 def paged_prefill(
