@@ -7,14 +7,12 @@ from typing import Protocol
 import numpy as np
 
 from pagedlab.model_authoring.block_manager import BlockManager
-from pagedlab.model_authoring.request import Request
 from pagedlab.model_authoring.scheduler import Schedule, ScheduledRequest
 from pagedlab.runtime.batch import (
     BlockOps,
     PoolingRows,
     PromptLogprobRows,
     RaggedBatch,
-    SamplingRow,
     StepResult,
 )
 from pagedlab.trace import Tracer
@@ -57,24 +55,12 @@ def pack(schedule: Schedule, block_manager: BlockManager) -> RaggedBatch:
 def _add_results_wanted(batch: RaggedBatch, item: ScheduledRequest, first_row: int) -> None:
     request = item.request
     for sequence in item.sampled:
-        batch.sampling.append(_sampling_row(sequence, first_row + item.num_tokens - 1))
+        batch.sampling.append(sequence.sample_at(first_row + item.num_tokens - 1))
     targets = _prompt_targets(item)
     if targets:
         batch.prompt_logprobs.append(PromptLogprobRows(first_row, targets, request.params.prompt_logprobs or 0))
     if request.pooling:
         batch.pooling.append(PoolingRows(first_row, item.num_tokens, request.pooling.pooling))
-
-
-def _sampling_row(sequence: Request, row: int) -> SamplingRow:
-    return SamplingRow(
-        row=row,
-        params=sequence.params,
-        seed=sequence.seed,
-        prompt_token_ids=sequence.prompt_token_ids,
-        output_token_ids=sequence.output_token_ids,
-        stop_token_ids=tuple(sequence.stop_token_ids),
-        num_logprobs=sequence.num_logprobs,
-    )
 
 
 def _prompt_targets(item: ScheduledRequest) -> list[int]:

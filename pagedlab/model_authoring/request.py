@@ -9,7 +9,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from pagedlab.runtime.batch import TokenLogprobs
+from pagedlab.runtime.batch import SamplingRow, TokenLogprobs, TokensFrom
 from pagedlab.sampling_params import SamplingParams
 
 
@@ -93,6 +93,8 @@ class Request:
     pooled: Tensor | None = None
     """Last hidden state, or sum of the hidden states computed so far, [hidden_size] float32."""
     block_hashes: list[bytes] = field(default_factory=list)
+    sampling_row: SamplingRow | None = None
+    """What the sampler is told of this sequence: made once, for only its row changes from step to step."""
 
     def __post_init__(self) -> None:
         self.group_id = self.group_id or self.request_id
@@ -141,6 +143,21 @@ class Request:
         """False while every prompt token's own logits or hidden state is needed, which a hit would skip."""
         needs_all_logits = self.params.prompt_logprobs is not None and not self.num_output_tokens
         return not needs_all_logits and not (self.pooling and self.pooling.pooling == "mean")
+
+    def sample_at(self, row: int) -> SamplingRow:
+        """What the sampler needs to draw this sequence's next token from the logits of the batch's row `row`."""
+        if self.sampling_row is None:
+            self.sampling_row = SamplingRow(
+                row=row,
+                params=self.params,
+                seed=self.seed,
+                prompt_token_ids=self.prompt_token_ids,
+                output_token_ids=TokensFrom(self.token_ids, self.num_prompt_tokens),
+                stop_token_ids=tuple(self.stop_token_ids),
+                num_logprobs=self.num_logprobs,
+            )
+        self.sampling_row.row = row
+        return self.sampling_row
 
     def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
         """Take a sampled token, and finish if it ends the sequence."""

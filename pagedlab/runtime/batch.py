@@ -8,11 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from pagedlab.sampling_params import SamplingParams
+
+
+class TokensFrom(Sequence[int]):
+    """The tokens of a growing list from `start` on, without copying them at each step."""
+
+    __slots__ = ("start", "token_ids")
+
+    def __init__(self, token_ids: list[int], start: int) -> None:
+        self.token_ids = token_ids
+        self.start = start
+
+    def __len__(self) -> int:
+        return len(self.token_ids) - self.start
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.token_ids[self.start :][index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.token_ids[self.start :], dtype)
 
 
 @dataclass(slots=True)
