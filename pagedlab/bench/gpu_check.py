@@ -63,8 +63,9 @@ def check_engine(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from pagedlab import LLM, SamplingParams
     from pagedlab.bench.shapes import write_shape
+    from pagedlab.interfaces.llm import LLM
+    from pagedlab.sampling_params import SamplingParams
 
     device = "cpu" if arguments.toy else "cuda"
     torch.backends.cuda.matmul.allow_tf32 = False
