@@ -11,7 +11,8 @@ from pagedlab.runtime.attention import triton_backend
 from pagedlab.runtime.attention.base import AttentionMetadata
 from pagedlab.runtime.attention.triton_backend import TritonBackend
 from pagedlab.runtime.kernels import INTERPRETED
-from pagedlab.runtime.kernels.decode import choose_splits, resident_programs
+from pagedlab.runtime.kernels.decode import resident_programs
+from pagedlab.runtime.kernels.splits import choose_splits
 
 CPU = torch.device("cpu")
 

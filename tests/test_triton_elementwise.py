@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -21,7 +21,8 @@ else:
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 (see test_triton_interpreter.py)", allow_module_level=True)
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
-quick = settings(derandomize=True, deadline=None, max_examples=12, database=None)
+NO_SHRINKING = (Phase.explicit, Phase.generate)  # interpreted, it takes minutes, and the examples are small
+quick = settings(derandomize=True, deadline=None, max_examples=12, database=None, phases=NO_SHRINKING)
 
 
 def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:

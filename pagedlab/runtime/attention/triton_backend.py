@@ -23,7 +23,7 @@ from pagedlab.errors import BackendError
 from pagedlab.runtime.attention.base import AttentionBackend, AttentionMetadata
 
 if TYPE_CHECKING:
-    from pagedlab.runtime.kernels.decode import Splits
+    from pagedlab.runtime.kernels.splits import Splits
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
@@ -64,10 +64,11 @@ class TritonBackend(AttentionBackend):
     def __init__(self, *, check_tables: bool = False) -> None:
         if importlib.util.find_spec("triton") is None:
             raise BackendError("the triton backend needs the package triton: install it, or choose another backend")
-        from pagedlab.runtime.kernels.decode import SplitWorkspace
+        from pagedlab.runtime.kernels.splits import SplitWorkspace
 
         self._check_tables = check_tables
         self._workspace = SplitWorkspace()
+        self._served: set[tuple[torch.device, torch.dtype, int, int]] = set()  # asked once, not at each launch
 
     @classmethod
     def unsupported_reason(
@@ -145,8 +146,9 @@ class TritonBackend(AttentionBackend):
     def attend(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, *, scale: float, sliding_window: int | None
     ) -> Tensor:
-        from pagedlab.runtime.kernels.decode import choose_splits, decode_config, paged_decode
+        from pagedlab.runtime.kernels.decode import decode_config, paged_decode
         from pagedlab.runtime.kernels.prefill import paged_prefill, prefill_config
+        from pagedlab.runtime.kernels.splits import choose_splits
 
         _, num_heads, head_dim = query.shape
         _, num_blocks, block_size, num_kv_heads, _ = kv_cache.shape
@@ -211,11 +213,13 @@ class TritonBackend(AttentionBackend):
             raise BackendError(f"rows are on {rows.device} but the cache is on {kv_cache.device}: move one of them")
         if not kv_cache.is_contiguous():
             raise BackendError("kv_cache is not contiguous: the kernels compute addresses from its shape alone")
-        reason = self.unsupported_reason(
-            device=rows.device, dtype=rows.dtype, head_dim=rows.shape[2], block_size=kv_cache.shape[2]
-        )
-        if reason is not None:
-            raise BackendError(reason)
+        needs = (rows.device, rows.dtype, rows.shape[2], kv_cache.shape[2])
+        if needs not in self._served:
+            device, dtype, head_dim, block_size = needs
+            reason = self.unsupported_reason(device=device, dtype=dtype, head_dim=head_dim, block_size=block_size)
+            if reason is not None:
+                raise BackendError(reason)
+            self._served.add(needs)
 
     @staticmethod
     def _check_rows(name: str, rows: Tensor) -> None:

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
+
 
 @triton.jit
 def silu_mul_kernel(out_ptr, gate_up_ptr, INTERMEDIATE: tl.constexpr, BLOCK: tl.constexpr):
@@ -31,7 +33,19 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     intermediate = double // 2
     out = torch.empty(num_tokens, intermediate, dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens:
-        block = min(1024, triton.next_power_of_2(intermediate))
-        grid = (num_tokens, triton.cdiv(intermediate, block))
-        silu_mul_kernel[grid](out, gate_up, INTERMEDIATE=intermediate, BLOCK=block, num_warps=4)
+        block = min(1024, next_power_of_2(intermediate))
+        grid = (num_tokens, -(-intermediate // block), 1)
+        launch(
+            silu_mul_kernel,
+            grid,
+            (
+                out,
+                gate_up,
+            ),
+            {
+                "INTERMEDIATE": intermediate,
+                "BLOCK": block,
+            },
+            num_warps=4,
+        )
     return out

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pagedlab.errors import BackendError
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
 
 
 @triton.jit
@@ -64,16 +65,22 @@ def copy_blocks(source: Tensor, target: Tensor, pairs: Tensor) -> None:
     if num_pairs == 0:
         return
     block = source[0, 0, 0].numel()
-    chunk = min(4096, triton.next_power_of_2(block))
-    block_copy_kernel[(num_pairs, planes * num_layers, triton.cdiv(block, chunk))](
-        source,
-        target,
-        pairs,
-        source.stride(1),
-        source.stride(2),
-        target.stride(1),
-        target.stride(2),
-        BLOCK=block,
-        CHUNK=chunk,
+    chunk = min(4096, next_power_of_2(block))
+    launch(
+        block_copy_kernel,
+        (num_pairs, planes * num_layers, -(-block // chunk)),
+        (
+            source,
+            target,
+            pairs,
+            source.stride(1),
+            source.stride(2),
+            target.stride(1),
+            target.stride(2),
+        ),
+        {
+            "BLOCK": block,
+            "CHUNK": chunk,
+        },
         num_warps=4,
     )

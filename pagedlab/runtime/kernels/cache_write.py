@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
+
 
 @triton.jit(do_not_specialize=["num_blocks"])
 def cache_write_kernel(
@@ -50,16 +52,22 @@ def cache_write(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tens
     if num_tokens == 0:
         return
     row = num_kv_heads * head_dim
-    cache_write_kernel[(num_tokens,)](
-        key,
-        value,
-        kv_cache,
-        slot_mapping,
-        key.stride(0),
-        value.stride(0),
-        kv_cache.shape[1],
-        BLOCK_SIZE=kv_cache.shape[2],
-        ROW=row,
-        ROW_PAD=triton.next_power_of_2(row),
+    launch(
+        cache_write_kernel,
+        (num_tokens, 1, 1),
+        (
+            key,
+            value,
+            kv_cache,
+            slot_mapping,
+            key.stride(0),
+            value.stride(0),
+            kv_cache.shape[1],
+        ),
+        {
+            "BLOCK_SIZE": kv_cache.shape[2],
+            "ROW": row,
+            "ROW_PAD": next_power_of_2(row),
+        },
         num_warps=4 if row <= 2048 else 8,
     )

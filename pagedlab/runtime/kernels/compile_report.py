@@ -38,6 +38,7 @@ from pagedlab.runtime.kernels.decode import (
     merge_splits_kernel,
     paged_decode_kernel,
 )
+from pagedlab.runtime.kernels.launch import next_power_of_2
 from pagedlab.runtime.kernels.paging import granule_of, head_dim_parts
 from pagedlab.runtime.kernels.prefill import SEARCH_CHUNK, paged_prefill_kernel, prefill_config
 from pagedlab.runtime.kernels.rms_norm import rms_norm_kernel
@@ -105,8 +106,8 @@ def attention_cases(arch: int, head_dim: int, group: int, block_size: int, windo
             "NUM_KV_HEADS": NUM_KV_HEADS,
             "HEAD_DIM": head_dim,
             "PACK": decode.pack,
-            "HEADS_PAD": triton.next_power_of_2(decode.pack * group),
-            "WIDTH_PAD": triton.next_power_of_2(decode.pack * head_dim),
+            "HEADS_PAD": next_power_of_2(decode.pack * group),
+            "WIDTH_PAD": next_power_of_2(decode.pack * head_dim),
             "BLOCK_SIZE": block_size,
             "BLOCK_N": decode.block_n,
             "GRANULE": granule_of(block_size, decode.block_n),
@@ -251,7 +252,9 @@ def main(args: list[str] | None = None) -> int:
     options = parser.parse_args(args)
     if INTERPRETED:  # the caller's process interprets: compile in one that does not
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        return subprocess.run([sys.executable, "-m", __name__, *(args or sys.argv[1:])], env=environment).returncode
+        words = sys.argv[1:] if args is None else args
+        module = "pagedlab.runtime.kernels.compile_report"  # not __name__, which is __main__ here for `python -m`
+        return subprocess.run([sys.executable, "-m", module, *words], env=environment).returncode
     reports = [compile_case(case, arch) for arch in options.arch for case in cases(arch)]
     print(json.dumps([asdict(r) for r in reports]) if options.json else render(reports))
     return 0

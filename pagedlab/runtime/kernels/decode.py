@@ -8,7 +8,7 @@ Algorithm   A program takes one sequence, one KV head and one split of the conte
             One split: the program writes the output. Several: it writes its normalised result and the base-2
             log-sum-exp of its scores, and a second kernel weighs the splits by 2**(lse - max lse) (Dao et al.,
             "Flash-Decoding", 2023). A context that fits one split skips both steps.
-            Memory hands out lines of 128 bytes, or halves of them. Where a head's row is no whole number of lines
+            Memory hands out lines of 128 bytes. Where a head's row is no whole number of lines
             (head_dim 80 or 96 in 16 bits), a program takes PACK = 2 neighbouring KV heads as if they were one head of
             twice the width, with zeros in the queries where a query head and the other KV head meet: no line is
             fetched for two programs.
@@ -30,15 +30,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
 from pagedlab.runtime.kernels.paging import cache_rows, granule_of, load_block_ids
+from pagedlab.runtime.kernels.splits import Splits, SplitWorkspace
 
 TILE_BYTES = 16384
 """K (or V) bytes of one tile in shared memory."""
+
+LINE_BYTES = 128
+"""Bytes that memory hands out at once."""
 
 STAGES = 3
 """Tiles of a program that are under way or in use: one computed on while two are fetched."""
@@ -46,10 +50,6 @@ STAGES = 3
 MAX_REGISTERS = 168
 """Registers a thread may take: three programs of four warps, as many as fit by shared memory, have 170. Said aloud, or
 the assembler aims at more programs than can ever fit, and spills for them."""
-
-SHORT_SPLIT, LONG_SPLIT = 128, 1024
-"""Fewest positions a split (multiples of every tile's): where it puts an idle part of the chip to work, and where it
-only evens out the load."""
 
 MERGE_CHUNK, MERGE_WARPS = 16, 1
 """Splits merged at a time, and warps a program of the merge."""
@@ -230,65 +230,16 @@ class DecodeConfig:
 
 def decode_config(head_dim: int, num_kv_heads: int, itemsize: int) -> DecodeConfig:
     """A tile of 16 KiB of K and as much of V: two programs of three stages keep a multiprocessor's memory port busy."""
-    pack = 2 if head_dim > 64 and head_dim & (head_dim - 1) and num_kv_heads % 2 == 0 and itemsize == 2 else 1
-    row_bytes = triton.next_power_of_2(pack * head_dim) * itemsize
+    whole_lines = head_dim * itemsize % LINE_BYTES == 0
+    pack = 1 if whole_lines or num_kv_heads % 2 or head_dim > 128 else 2
+    row_bytes = next_power_of_2(pack * head_dim) * itemsize
     block_n = max(16, min(128, TILE_BYTES // row_bytes))
     return DecodeConfig(block_n, num_warps=4, num_stages=STAGES, pack=pack)
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """How contexts are split: `count` programs for each at most, and at least `shortest` positions in one.
-
-    The count belongs to the grid and is fixed in a captured graph; how many of them a sequence uses follows from its
-    length, on the device.
-    """
-
-    count: int
-    shortest: int
 
 
 def resident_programs(num_multiprocessors: int, shared_memory: int) -> int:
     """Programs that the chip runs at once; `shared_memory` in bytes a multiprocessor. Each buffers STAGES - 1 tiles."""
     return num_multiprocessors * max(1, shared_memory // ((STAGES - 1) * 2 * TILE_BYTES + 4096))
-
-
-def choose_splits(
-    num_seqs: int, num_kv_heads: int, max_seq_len: int, num_multiprocessors: int, resident: int
-) -> Splits:
-    """Splits for a batch; `num_kv_heads` counts packs, `resident` the programs that the chip runs at once.
-
-    Two programs a multiprocessor saturate the memory. A grid smaller than that is split until it is as large. A grid of
-    a few waves leaves much of the chip idle in its last, partly filled one: it is split into smaller jobs, but only
-    where they stay long enough to repay the merge.
-    """
-    programs = max(1, num_seqs * num_kv_heads)
-    if programs <= resident:
-        wanted, shortest = 2 * num_multiprocessors // programs, SHORT_SPLIT
-    else:
-        wanted, shortest = triton.cdiv(3 * resident, programs), LONG_SPLIT
-    return Splits(max(1, min(wanted, triton.cdiv(max_seq_len, shortest))), shortest)
-
-
-class SplitWorkspace:
-    """Device memory for the results of splits, kept between steps.
-
-    A captured CUDA graph holds the addresses it was captured with, so memory that has been handed out is never freed:
-    growing keeps the old buffers alive. The size is bounded by the chip, not by the batch: splits exist only where
-    sequences alone do not fill it.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-
-    def reserve(self, rows: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`partial` (>= rows * head_dim elements) and `lse` (>= rows), float32; rows = seqs * splits * heads."""
-        if not self._buffers or self._buffers[-1][0].numel() < rows * head_dim or self._buffers[-1][1].numel() < rows:
-            old_elements, old_rows = (t.numel() for t in self._buffers[-1]) if self._buffers else (0, 0)
-            partial = torch.empty(max(rows * head_dim, old_elements), dtype=torch.float32, device=device)
-            lse = torch.empty(max(rows, old_rows), dtype=torch.float32, device=device)
-            self._buffers.append((partial, lse))
-        return self._buffers[-1]
 
 
 def paged_decode(
@@ -319,48 +270,60 @@ def paged_decode(
     partial, lse = out, out  # not touched by a launch without splits
     if split:
         partial, lse = workspace.reserve(num_seqs * splits.count * num_heads, head_dim, query.device)
-    paged_decode_kernel[(num_kv_heads // config.pack, splits.count, num_seqs)](
-        out,
-        partial,
-        lse,
-        query,
-        kv_cache,
-        block_tables,
-        query_starts,
-        seq_lens,
-        scale * math.log2(math.e),
-        query.stride(0),
-        block_tables.stride(0),
-        num_blocks,
-        splits.shortest,
-        GROUP=group,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        PACK=config.pack,
-        HEADS_PAD=triton.next_power_of_2(config.pack * group),
-        WIDTH_PAD=triton.next_power_of_2(config.pack * head_dim),
-        BLOCK_SIZE=block_size,
-        BLOCK_N=config.block_n,
-        GRANULE=granule_of(block_size, config.block_n),
-        WINDOW=window,
-        SPLIT=split,
+    launch(
+        paged_decode_kernel,
+        (num_kv_heads // config.pack, splits.count, num_seqs),
+        (
+            out,
+            partial,
+            lse,
+            query,
+            kv_cache,
+            block_tables,
+            query_starts,
+            seq_lens,
+            scale * math.log2(math.e),
+            query.stride(0),
+            block_tables.stride(0),
+            num_blocks,
+            splits.shortest,
+        ),
+        {
+            "GROUP": group,
+            "NUM_KV_HEADS": num_kv_heads,
+            "HEAD_DIM": head_dim,
+            "PACK": config.pack,
+            "HEADS_PAD": next_power_of_2(config.pack * group),
+            "WIDTH_PAD": next_power_of_2(config.pack * head_dim),
+            "BLOCK_SIZE": block_size,
+            "BLOCK_N": config.block_n,
+            "GRANULE": granule_of(block_size, config.block_n),
+            "WINDOW": window,
+            "SPLIT": split,
+        },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=MAX_REGISTERS,
     )
     if split:
-        merge_splits_kernel[(num_heads, num_seqs)](
-            out,
-            partial,
-            lse,
-            query_starts,
-            seq_lens,
-            splits.count,
-            splits.shortest,
-            HEAD_DIM=head_dim,
-            HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
-            BLOCK_N=config.block_n,
-            WINDOW=window,
-            CHUNK=MERGE_CHUNK,
+        launch(
+            merge_splits_kernel,
+            (num_heads, num_seqs, 1),
+            (
+                out,
+                partial,
+                lse,
+                query_starts,
+                seq_lens,
+                splits.count,
+                splits.shortest,
+            ),
+            {
+                "HEAD_DIM": head_dim,
+                "HEAD_DIM_PAD": next_power_of_2(head_dim),
+                "BLOCK_N": config.block_n,
+                "WINDOW": window,
+                "CHUNK": MERGE_CHUNK,
+            },
             num_warps=MERGE_WARPS,
         )

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch
 from pagedlab.runtime.kernels.paging import cache_rows, granule_of, head_dim_parts, load_block_ids
 
 SEARCH_CHUNK = 256
@@ -267,29 +268,35 @@ def paged_prefill(
     group = num_heads // num_kv_heads
     block_q = config.block_m // group
     main, tail = head_dim_parts(head_dim)
-    paged_prefill_kernel[(num_kv_heads, num_tokens // block_q + num_seqs)](
-        out,
-        query,
-        kv_cache,
-        block_tables,
-        query_starts,
-        seq_lens,
-        scale * math.log2(math.e),
-        query.stride(0),
-        block_tables.stride(0),
-        num_blocks,
-        num_seqs,
-        GROUP=group,
-        NUM_KV_HEADS=num_kv_heads,
-        MAIN=main,
-        TAIL=tail,
-        BLOCK_SIZE=block_size,
-        BLOCK_M=config.block_m,
-        BLOCK_Q=block_q,
-        BLOCK_N=config.block_n,
-        GRANULE=granule_of(block_size, config.block_n),
-        WINDOW=sliding_window or 0,
-        CHUNK=SEARCH_CHUNK,
+    launch(
+        paged_prefill_kernel,
+        (num_kv_heads, num_tokens // block_q + num_seqs, 1),
+        (
+            out,
+            query,
+            kv_cache,
+            block_tables,
+            query_starts,
+            seq_lens,
+            scale * math.log2(math.e),
+            query.stride(0),
+            block_tables.stride(0),
+            num_blocks,
+            num_seqs,
+        ),
+        {
+            "GROUP": group,
+            "NUM_KV_HEADS": num_kv_heads,
+            "MAIN": main,
+            "TAIL": tail,
+            "BLOCK_SIZE": block_size,
+            "BLOCK_M": config.block_m,
+            "BLOCK_Q": block_q,
+            "BLOCK_N": config.block_n,
+            "GRANULE": granule_of(block_size, config.block_n),
+            "WINDOW": sliding_window or 0,
+            "CHUNK": SEARCH_CHUNK,
+        },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

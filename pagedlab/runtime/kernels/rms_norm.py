@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -52,14 +54,20 @@ def _launch(out: Tensor, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     num_tokens, hidden = x.shape
     if num_tokens == 0:
         return
-    rms_norm_kernel[(num_tokens,)](
-        out,
-        x,
-        residual,
-        weight,
-        eps,
-        HIDDEN=hidden,
-        HIDDEN_PAD=triton.next_power_of_2(hidden),
-        ADD=add,
+    launch(
+        rms_norm_kernel,
+        (num_tokens, 1, 1),
+        (
+            out,
+            x,
+            residual,
+            weight,
+            eps,
+        ),
+        {
+            "HIDDEN": hidden,
+            "HIDDEN_PAD": next_power_of_2(hidden),
+            "ADD": add,
+        },
         num_warps=4 if hidden <= 4096 else 8,
     )

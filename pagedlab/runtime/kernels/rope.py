@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
+
 
 @triton.jit
 def rotate(source_ptr, target_ptr, cos, sin, HEADS: tl.constexpr, HEADS_PAD: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -99,28 +101,34 @@ def rope_cache_write(
         return
     num_kv_heads = key.shape[1]
     half = cos.shape[1]
-    rope_cache_write_kernel[(num_tokens,)](
-        query,
-        key,
-        value,
-        kv_cache,
-        cos,
-        sin,
-        positions,
-        slot_mapping,
-        query.stride(0),
-        key.stride(0),
-        value.stride(0),
-        kv_cache.shape[1],
-        NUM_HEADS=num_heads,
-        NUM_HEADS_PAD=triton.next_power_of_2(num_heads),
-        NUM_KV_HEADS=num_kv_heads,
-        NUM_KV_HEADS_PAD=triton.next_power_of_2(num_kv_heads),
-        HEAD_DIM=head_dim,
-        HALF=half,
-        HALF_PAD=triton.next_power_of_2(half),
-        BLOCK_SIZE=kv_cache.shape[2],
-        ROW_PAD=triton.next_power_of_2(num_kv_heads * head_dim),
+    launch(
+        rope_cache_write_kernel,
+        (num_tokens, 1, 1),
+        (
+            query,
+            key,
+            value,
+            kv_cache,
+            cos,
+            sin,
+            positions,
+            slot_mapping,
+            query.stride(0),
+            key.stride(0),
+            value.stride(0),
+            kv_cache.shape[1],
+        ),
+        {
+            "NUM_HEADS": num_heads,
+            "NUM_HEADS_PAD": next_power_of_2(num_heads),
+            "NUM_KV_HEADS": num_kv_heads,
+            "NUM_KV_HEADS_PAD": next_power_of_2(num_kv_heads),
+            "HEAD_DIM": head_dim,
+            "HALF": half,
+            "HALF_PAD": next_power_of_2(half),
+            "BLOCK_SIZE": kv_cache.shape[2],
+            "ROW_PAD": next_power_of_2(num_kv_heads * head_dim),
+        },
         num_warps=4,
     )
 
@@ -146,17 +154,23 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if num_tokens:
         half = head_dim // 2
-        rope_kernel[(num_tokens,)](
-            out,
-            x,
-            cos,
-            sin,
-            x.stride(0),
-            HEADS=num_heads,
-            HEADS_PAD=triton.next_power_of_2(num_heads),
-            HEAD_DIM=head_dim,
-            HALF=half,
-            HALF_PAD=triton.next_power_of_2(half),
+        launch(
+            rope_kernel,
+            (num_tokens, 1, 1),
+            (
+                out,
+                x,
+                cos,
+                sin,
+                x.stride(0),
+            ),
+            {
+                "HEADS": num_heads,
+                "HEADS_PAD": next_power_of_2(num_heads),
+                "HEAD_DIM": head_dim,
+                "HALF": half,
+                "HALF_PAD": next_power_of_2(half),
+            },
             num_warps=4,
         )
     return out
