@@ -38,7 +38,7 @@ from pagedlab.runtime.kernels.decode import (
     merge_splits_kernel,
     paged_decode_kernel,
 )
-from pagedlab.runtime.kernels.launch import next_power_of_2
+from pagedlab.runtime.kernels.launch import FUSED, next_power_of_2
 from pagedlab.runtime.kernels.paging import granule_of, head_dim_parts
 from pagedlab.runtime.kernels.prefill import SEARCH_CHUNK, paged_prefill_kernel, prefill_config
 from pagedlab.runtime.kernels.rms_norm import rms_norm_kernel
@@ -183,7 +183,7 @@ def compile_case(case: Case, arch: int) -> Report:
     compiled = triton.compile(
         ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers, **FUSED},
     )
     registers, spill = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]

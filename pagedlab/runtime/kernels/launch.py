@@ -22,6 +22,9 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+FUSED = {"enable_fp_fusion": True}
+"""a * b + c as one instruction, rounded once: Triton's default until 3.9, and on its way out."""
+
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
@@ -37,6 +40,7 @@ def launch(
     `arguments` are the kernel's run-time parameters and `constants` its compile-time ones, both in its own order.
     `options` are Triton's: num_warps, num_stages, maxnreg.
     """
+    options |= FUSED
     if INTERPRETED:
         kernel[grid](*arguments, **constants, **options)
         return
