@@ -150,6 +150,7 @@ def open_engine(arguments: argparse.Namespace, dtype: str, **options: Any) -> LL
         skip_tokenizer_init=True,
         load_format="dummy" if arguments.shape else "auto",
         enforce_eager=arguments.enforce_eager,
+        gpu_memory_utilization=0.4 if arguments.peers else 0.9,  # a peer on the same GPU needs room of its own
         **options,
     )
 
