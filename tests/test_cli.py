@@ -86,10 +86,12 @@ def test_bench_offline_times_every_engine_and_writes_its_result(default_model_pa
 
     file = tmp_path / "result.json"
     command = ["bench", "offline", "--num-prompts", "3", "--input-len", "4", "9", "--output-len", "2", "5"]
-    options = ["--dtype", "float32", "--rounds", "1", "--no-prefix", "--json", str(file)]
+    picture = tmp_path / "result.png"
+    options = ["--dtype", "float32", "--rounds", "1", "--no-prefix", "--json", str(file), "--picture", str(picture)]
     subprocess.run([sys.executable, "-m", "pagedlab.interfaces.cli", *command, *options], check=True, timeout=500)
     result = json.loads(file.read_text())
     run = result["runs"]["float32"]
     assert set(run["output_tokens_per_s"]) == {"pagedlab", "floor", "static", "generate_batch"}
     assert all(spread["median"] > 0 for spread in run["output_tokens_per_s"].values())
     assert result["environment"]["packages"]["torch"]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -172,11 +172,11 @@ def bench_decode(arguments: argparse.Namespace) -> None:
 def bench_offline(arguments: argparse.Namespace) -> None:
     from pagedlab.bench.cli import main as bench
 
-    file = str(arguments.output / "offline.json")
+    files = ["--json", str(arguments.output / "offline.json"), "--picture", str(arguments.output / "offline.png")]
     toy = ["--shape", "toy", "--num-prompts", "2", "--input-len", "4", "8", "--output-len", "2", "3", "--no-prefix"]
     toy += ["--rounds", "1", "--dtype", "float32", "--peers"]
     real = ["--device", "cuda", "--shape", "qwen3-0.6b", "--rounds", "1", "--no-prefix"]
-    bench(["offline", *(toy if arguments.toy else real), "--json", file])
+    bench(["offline", *(toy if arguments.toy else real), *files])
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from pagedlab.bench.floor import RecordingWorker, StepSize, floor_seconds
 from pagedlab.bench.peers import load_peer, run_generate_batch, run_static
+from pagedlab.bench.pictures import draw_offline
 from pagedlab.bench.report import environment, ratios, show, spread, write_json
 from pagedlab.bench.shapes import SHAPES, write_shape
 from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", nargs="*", default=["static", "generate_batch"], help="static, generate_batch")
     parser.add_argument("--no-prefix", action="store_true", help="leave out the shared-prefix run")
     parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--picture", type=Path, help="draw the result there, as PNG")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -66,6 +68,8 @@ def main(arguments: argparse.Namespace) -> int:
             print_table(dtype, run)
     if arguments.json:
         print(f"Written to {write_json(arguments.json, result)}")
+    if arguments.picture:
+        print(f"Drawn to {draw_offline(result, arguments.picture)}")
     return 0
 
 
