@@ -1,0 +1,1 @@
+"""The same ideas without tensors: cost models, allocators, virtual memory, batching."""
