@@ -161,8 +161,8 @@ _publish(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-# DeepSeek-AI 2024 (arXiv 2412.19437), section 4.2, https://huggingface.co/deepseek-ai/DeepSeek-V3. Latent attention: of a
-# token one vector of kv_lora_rank and one rotated key of qk_rope_head_dim are kept. head_dim is the paper's per-head
+# DeepSeek-AI 2024 (arXiv 2412.19437), section 4.2, https://huggingface.co/deepseek-ai/DeepSeek-V3. Latent attention: of
+# a token one vector of kv_lora_rank and one rotated key of qk_rope_head_dim are kept. head_dim is the paper's per-head
 # dimension (of values, and of the part of keys that is not rotated); transformers gives this name to the rotated part.
 _publish(
     "DeepSeek-V3",
