@@ -33,3 +33,15 @@ class GenerationError(PagedlabError):
     def __init__(self, message: str, outputs: list | None = None) -> None:
         super().__init__(message)
         self.outputs = outputs or []
+
+
+class CourseError(PagedlabError, ValueError):
+    """A course helper (predict, claim, show, check ...) was called with something it cannot use."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints: the sentence is enough, the frames inside pagedlab are not the reader's."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ClaimError(CourseError, AssertionError):
+    """A measurement disagrees with what the course's ledger expects."""
