@@ -1,8 +1,9 @@
-# make lab     set up everything, check it, show a demonstration and open the course in JupyterLab
-# make demo    the same without JupyterLab
-# make setup   only set up: .venv with all packages, and the default model
-# make test    set up, then lint, types, every test and every notebook
-# make clean   remove .venv and caches (not the model)
+# make lab        set up everything, check it, show a demonstration and open the course in JupyterLab
+# make demo       the same without JupyterLab
+# make setup      only set up: .venv with all packages, and the default model
+# make test       set up, then lint, types, every test and every notebook
+# make notebooks  set up, then execute every notebook from a clean kernel and write it in normal form
+# make clean      remove .venv and caches (not the model)
 #
 # Options, as in `make lab PYTHON=python3.12 LAB_ARGS=--no-browser`:
 #   PYTHON       the interpreter that makes .venv, 3.11 or newer
@@ -32,7 +33,7 @@ INSTALLED = $(VENV)/.installed-$(CONTENT)
 NEEDED_MB = 3000
 NOTEBOOKS = $(shell find chapters exercises solutions -name '*.ipynb' -not -path '*/.*' 2>/dev/null)
 
-.PHONY: help lab demo setup test lint types unit notebooks-test clean
+.PHONY: help lab demo setup test lint types unit notebooks notebooks-test clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -65,6 +66,10 @@ unit: $(INSTALLED)
 notebooks-test: $(INSTALLED)
 	@if [ -z "$(NOTEBOOKS)" ]; then echo "There are no notebooks to test yet."; \
 	else $(BIN)/pytest --nbval-lax --nbval-current-env $(XDIST) --dist loadscope $(PYTEST_ARGS) $(NOTEBOOKS); fi
+
+# One after another: each has the machine to itself, so that the times it shows are fair.
+notebooks: setup
+	@$(BIN)/pagedlab notebooks run $(NOTEBOOKS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

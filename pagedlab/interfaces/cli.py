@@ -110,6 +110,16 @@ def build_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--arch", nargs="+", default=["80", "90"], help="compute capabilities (default 80 90)")
     kernels.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    notebooks = command(
+        "notebooks",
+        "execute the course's notebooks from a clean kernel, or check them against the course's rules",
+        run_notebooks,
+        "  pagedlab notebooks run chapters/03_kv_cache.ipynb\n"
+        "  pagedlab notebooks check                     # every chapter; nothing is executed",
+    )
+    notebooks.add_argument("action", choices=("run", "check"))
+    notebooks.add_argument("files", nargs="*", metavar="FILE", help="notebooks; left out: chapters/*.ipynb")
+
     bench = commands.add_parser("bench", help="measure the engine against peers and the physical limit", add_help=False)
     bench.set_defaults(handler=run_bench)
     return parser
@@ -197,6 +207,12 @@ def run_kernels(arguments: argparse.Namespace) -> int:
     from pagedlab.runtime.kernels.compile_report import main as run
 
     return run(["--arch", *arguments.arch, *(["--json"] if arguments.json else [])])
+
+
+def run_notebooks(arguments: argparse.Namespace) -> int:
+    from pagedlab.course.notebooks import COMMANDS
+
+    return COMMANDS[arguments.action](arguments.files)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
