@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pagedlab.course import ledger
+from pagedlab.course.comparison import matches
 from pagedlab.course.display import BADGES, badge, emit, format_value, plain_value, table, text
 from pagedlab.errors import ClaimError, CourseError
 
@@ -46,28 +46,6 @@ def cite(identifier: str) -> None:
 def agrees(measured: Any, row: ledger.Row) -> bool:
     """Does a measurement match the row's expected value, part by part?"""
     return matches(measured, plain_value(row.expected), row.tolerance, row.absolute)
-
-
-def matches(measured: Any, expected: Any, tolerance: float, absolute: bool) -> bool:
-    if isinstance(expected, list):
-        same_length = isinstance(measured, list) and len(measured) == len(expected)
-        return same_length and all(matches(m, e, tolerance, absolute) for m, e in zip(measured, expected, strict=True))
-    if isinstance(expected, dict):
-        # JSON has only text as keys: {"16": 1} may be measured as {16: 1}.
-        keyed = {str(key): value for key, value in measured.items()} if isinstance(measured, dict) else {}
-        return len(keyed) == len(expected) and all(
-            str(key) in keyed and matches(keyed[str(key)], value, tolerance, absolute)
-            for key, value in expected.items()
-        )
-    if isinstance(expected, (bool, str)) or isinstance(measured, (bool, str)):
-        return type(measured) is type(expected) and measured == expected
-    if not isinstance(measured, (int, float)) or not isinstance(expected, (int, float)):
-        return measured == expected
-    if tolerance == 0:
-        return measured == expected
-    if not math.isfinite(measured):
-        return False
-    return abs(measured - expected) <= tolerance * (1.0 if absolute else abs(expected))
 
 
 def show_row(row: ledger.Row, measured: str | None) -> None:

@@ -30,7 +30,8 @@ def emit(plain: str, markup: str) -> None:
 def badge(verdict: str) -> str:
     """A verdict as a coloured label that also says it in words, for readers who see no colour or no style."""
     sign, words, colour = BADGES[verdict]
-    style = f"background:{colour};color:#fff;padding:1px 8px;border-radius:9px;white-space:nowrap"
+    shape = "padding:1px 8px;border-radius:9px;white-space:nowrap;display:inline-block;margin-bottom:3px"
+    style = f"background:{colour};color:#fff;{shape}"
     return f'<b style="{style}">{sign} {words}</b>'
 
 
