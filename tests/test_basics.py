@@ -15,6 +15,7 @@ from pagedlab.basics import masks
 from pagedlab.basics.attention import OnlineSoftmax, attention, attention_scores, blockwise_attention, repeat_kv
 from pagedlab.basics.generation import generate_cached, generate_naive
 from pagedlab.basics.kv_size import kv_layout, layout_of, mla_layout
+from pagedlab.errors import CourseError
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -74,6 +75,50 @@ def test_packed_sequences_attend_as_if_each_were_alone(lengths, seed):
         for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
     ]
     torch.testing.assert_close(packed, torch.cat(alone))
+
+
+@few
+@given(n=st.integers(1, 8), start=st.integers(0, 9), window=st.integers(1, 12))
+def test_every_named_mask_is_a_rule_on_two_positions(n, start, window):
+    rule = masks.from_rule
+    assert torch.equal(masks.causal(n), rule(lambda q, k: k <= q, n, n))
+    assert torch.equal(masks.chunk(start, n), rule(lambda q, k: k <= q, n, start + n, start))
+    assert torch.equal(
+        masks.sliding_window(start, n, window), rule(lambda q, k: (k <= q) & (q - k < window), n, start + n, start)
+    )
+    owner = torch.tensor([0] * n + [1] * start)
+    assert torch.equal(masks.block_diagonal([n, start]), rule(lambda q, k: owner[q] == owner[k], n + start, n + start))
+    assert torch.equal(masks.padding([n], n + start)[0, 0], rule(lambda q, k: k < n, 1, n + start))
+
+
+@few
+@given(n=st.integers(1, 8), m=st.integers(1, 8), seed=st.integers(0, 99))
+def test_a_rule_asks_flexattentions_mask_for_each_pair(n, m, seed):
+    """Oracle: create_mask of torch.nn.attention.flex_attention, which calls its rule for one pair at a time."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    table = torch.rand(n, m, generator=torch.Generator().manual_seed(seed)) < 0.5
+    expected = create_mask(lambda batch, head, q, k: table[q, k], None, None, n, m, device="cpu")[0, 0]
+    assert torch.equal(masks.from_rule(lambda q, k: table[q, k], n, m), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [(lambda q, k: q - k, "True or False"), (lambda q, k: torch.ones(2, 2, dtype=torch.bool), "one answer a pair")],
+)
+def test_a_rule_that_is_no_mask_is_refused_with_what_to_change(rule, complaint):
+    with pytest.raises(CourseError, match=complaint):
+        masks.from_rule(rule, 3, 4)
+
+
+@few
+@given(n=st.integers(1, 8), m=st.integers(1, 8), seed=st.integers(0, 99))
+def test_empty_rows_are_those_whose_attention_is_nan(n, m, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(n, m, generator=generator) < 0.2
+    query, key = torch.randn(n, 1, 4, generator=generator), torch.randn(m, 1, 4, generator=generator)
+    is_nan = attention(query, key, key, mask).isnan().all(-1).all(-1)
+    assert masks.empty_rows(mask) == [row for row in range(n) if is_nan[row]]
 
 
 # --- dense attention ---

@@ -1,15 +1,42 @@
 """Attention masks: boolean tensors, True where a query may attend to a key. Rows are queries, columns are keys.
 
-Masks combine with `&`: a packed batch of prompts is `block_diagonal(lengths) & causal(sum(lengths))`. Every row needs
-at least one True: the softmax over nothing is NaN.
+Masks combine with `&`: a packed batch of prompts is `block_diagonal(lengths) & causal(sum(lengths))`; what has no name
+here is a rule for `from_rule`. Every row needs at least one True: the softmax over nothing is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from pagedlab.errors import CourseError
+
+
+def from_rule(rule: Callable[[Tensor, Tensor], Tensor], num_queries: int, num_keys: int, start: int = 0) -> Tensor:
+    """[num_queries, num_keys]: any mask, from a rule on two positions. `lambda q, k: k <= q` is the causal one.
+
+    Args:
+        rule: called once, with the positions of all queries [num_queries, 1] and of all keys [1, num_keys], so it is
+            written with tensor operators (`&`, `|`, `~`). PyTorch's FlexAttention takes its masks in the same form.
+        start: position of the first query; the keys before it are in the cache.
+
+    Raises:
+        CourseError: the rule gives no truth values, or not one for each pair.
+    """
+    query = torch.arange(start, start + num_queries)[:, None]
+    key = torch.arange(num_keys)[None, :]
+    allowed = torch.as_tensor(rule(query, key))
+    if allowed.dtype != torch.bool:
+        raise CourseError(f"A mask's rule must give True or False, such as k <= q; this one gives {allowed.dtype}.")
+    try:
+        return allowed.expand(num_queries, num_keys).clone()
+    except RuntimeError:
+        raise CourseError(
+            f"A mask's rule must give one answer a pair, [{num_queries}, {num_keys}], not {list(allowed.shape)}: "
+            "compute it from the two positions it is called with."
+        ) from None
 
 
 def causal(num_tokens: int) -> Tensor:
@@ -55,3 +82,8 @@ def sliding_window(start: int, num_queries: int, window: int) -> Tensor:
     """
     distance = torch.arange(start, start + num_queries)[:, None] - torch.arange(start + num_queries)[None, :]
     return (distance >= 0) & (distance < window)
+
+
+def empty_rows(mask: Tensor) -> list[int]:
+    """Queries of a [num_queries, num_keys] mask that may attend to nothing: their softmax is NaN."""
+    return (~mask.any(dim=-1)).nonzero()[:, 0].tolist()
