@@ -43,6 +43,8 @@ class EngineConfig:
         attention_backend: auto, a name (reference, sdpa, triton), or an AttentionBackend class, instance or function.
         scheduler_cls, block_manager_cls: your own class in place of Scheduler or BlockManager.
         enforce_eager: no CUDA graphs.
+        async_scheduling: decide and queue the next step while the device computes this one, where its tokens do not
+            matter for that; None does so on a GPU. The tokens are the same.
         enable_trace: record one event for each step of a request's way (LLMEngine.tracer).
     """
 
@@ -69,6 +71,7 @@ class EngineConfig:
     scheduler_cls: type | None = None
     block_manager_cls: type | None = None
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
     enable_trace: bool = False
 
     def __post_init__(self) -> None:

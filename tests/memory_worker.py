@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from pagedlab.config import EngineConfig
 from pagedlab.interfaces.engine import LLMEngine
 from pagedlab.interfaces.engine_parts import EngineParts
 from pagedlab.model_authoring.block_manager import BlockManager
-from pagedlab.runtime.batch import BlockOps, RaggedBatch, StepResult, TokenLogprobs
+from pagedlab.runtime.batch import BlockOps, PendingStep, RaggedBatch, StepResult, TokenLogprobs
 
 VOCAB = 50
 EOS = 0
@@ -40,7 +41,11 @@ def expected_output(prompt: Sequence[int], seed: int, max_tokens: int, ignore_eo
 
 
 class MemoryWorker:
-    """Carries out batches on integer memory. `fail_next` makes the next step raise, half done."""
+    """Carries out batches on integer memory. `fail_next` makes the next step raise, half done.
+
+    As a device with a queue it is the laziest there can be: a launched step is carried out when somebody waits for it
+    or for a later one. `fail_launch` makes the next launch raise, with nothing done.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, num_host_blocks: int = 0) -> None:
         self.block_size = block_size
@@ -48,7 +53,41 @@ class MemoryWorker:
         self.host = np.full((num_host_blocks, block_size), POISON, np.int64)
         self.batches: list[RaggedBatch] = []
         self.fail_next = False
+        self.fail_launch = False
         self.invalid_seeds: set[int] = set()
+        self.queue: list[tuple[RaggedBatch, BlockOps, list[StepResult | Exception]]] = []
+        self.sampled: list[int] = []
+        self.num_ahead = 0
+        """Launches with tokens that the host had not seen."""
+
+    def launch(self, batch: RaggedBatch, ops: BlockOps) -> PendingStep:
+        if self.fail_launch:
+            self.fail_launch = False
+            raise RuntimeError("the launch broke")
+        outcome: list[StepResult | Exception] = []
+        rows = [replace(row, output_token_ids=list(row.output_token_ids)) for row in batch.sampling]
+        self.queue.append((replace(batch, sampling=rows), ops, outcome))
+        self.num_ahead += bool(batch.carried)
+
+        def result() -> StepResult:
+            while not outcome:
+                self._carry_out(*self.queue.pop(0))
+            if isinstance(outcome[0], Exception):
+                raise outcome[0]
+            return outcome[0]
+
+        return result
+
+    def _carry_out(self, batch: RaggedBatch, ops: BlockOps, outcome: list[StepResult | Exception]) -> None:
+        for row, index in batch.carried:
+            batch.token_ids[row] = self.sampled[index]
+        try:
+            result = self.execute(batch, ops)
+            self.sampled = result.token_ids
+            outcome.append(result)
+        except RuntimeError as error:
+            self.sampled = [POISON] * len(batch.sampling)
+            outcome.append(error)
 
     def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult:
         for source, target in ops.swap_out:

@@ -54,21 +54,30 @@ def engine(path: Path, **options: object) -> LLM:
 PROMPTS = [[5] * 3, [6, 7] * 6, [9], list(range(10, 40)), [3, 4, 5], [8] * 17, [1, 2]]
 
 
-def test_replayed_decodes_give_the_tokens_of_eager_ones(tmp_path: Path, replaying: None) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["waiting", "running ahead"])
+def test_replayed_decodes_give_the_tokens_of_eager_ones(tmp_path: Path, replaying: None, ahead: bool) -> None:
     """Batches of every size from 7 down, so that each is padded differently, with tables of every width."""
     path = make_tiny_model(tmp_path)
     params = [SamplingParams(temperature=0, max_tokens=4 + 3 * i, ignore_eos=True) for i in range(len(PROMPTS))]
     eager = engine(path).generate(PROMPTS, params, use_tqdm=False)
-    llm = engine(path)
+    # An engine runs ahead only where the pool could serve whatever the next step asks for.
+    llm = engine(path, async_scheduling=ahead, num_blocks=400, max_num_batched_tokens=64)
     worker = llm.llm_engine.parts.worker
     assert isinstance(worker, Worker)
     worker.record_graphs(7, 64)
-    replays = []
+    replays, carried = [], []
     run = worker.graphs.run
-    worker.graphs.run = lambda batch: replays.append(batch.num_seqs) or run(batch)  # type: ignore[method-assign]
+
+    def count(batch: RaggedBatch, put_carried: Callable[[RaggedBatch, torch.Tensor], None]) -> torch.Tensor:
+        replays.append(batch.num_seqs)
+        carried.append(len(batch.carried))
+        return run(batch, put_carried)
+
+    worker.graphs.run = count  # type: ignore[method-assign]
     replayed = llm.generate(PROMPTS, params, use_tqdm=False)
     assert [o.outputs[0].token_ids for o in replayed] == [o.outputs[0].token_ids for o in eager]
     assert set(replays) == set(range(1, 8))
+    assert (sum(carried) > 50) == ahead
 
 
 def test_padding_rows_write_to_the_null_block_alone(tmp_path: Path, replaying: None) -> None:

@@ -73,6 +73,7 @@ def workloads(draw: st.DrawFn) -> list[dict]:
     policy=st.sampled_from(["fcfs", "priority", "sjf"]),
     preemption=st.sampled_from(["recompute", "swap"]),
     num_host_blocks=st.sampled_from([0, 3, 50]),
+    ahead=st.booleans(),
 )
 def test_every_request_gets_its_own_tokens_whatever_shares_the_engine(
     workload: list[dict],
@@ -84,10 +85,14 @@ def test_every_request_gets_its_own_tokens_whatever_shares_the_engine(
     policy: str,
     preemption: str,
     num_host_blocks: int,
+    ahead: bool,
 ) -> None:
     """Chunks, prefix hits, forks, preemption of both kinds, aborts: the oracle has no memory and no batch."""
     longest = max(-(-(len(r["prompt"]) + r["max_tokens"]) // block_size) for r in workload)
+    if ahead:  # only where there is room does the engine run ahead at all
+        longest += budget // block_size + 8
     engine = memory_engine(
+        async_scheduling=ahead,
         num_blocks=longest + spare_blocks + 1,
         block_size=block_size,
         num_host_blocks=num_host_blocks,
@@ -241,6 +246,59 @@ def test_a_scheduler_of_ones_own_is_five_lines() -> None:
     assert list(run(engine)) == ["c", "b", "a"]
 
 
+# ---- running ahead of the device ---------------------------------------------------------------------------------
+
+
+def test_an_engine_that_runs_ahead_gives_the_same_tokens_and_drops_what_it_computed_too_much() -> None:
+    workload = {f"q{i}": ([i + 1] * (3 + 5 * i), 4 + 3 * i) for i in range(6)}
+    done = {}
+    for ahead in (False, True):
+        engine = memory_engine(num_blocks=200, max_num_seqs=4, max_num_batched_tokens=16, async_scheduling=ahead)
+        for name, (prompt, max_tokens) in workload.items():
+            engine.add_request(name, prompt, params(max_tokens, ignore_eos=False))
+        done[ahead] = run(engine)
+        worker = engine.executor.worker
+        assert isinstance(worker, MemoryWorker)
+        assert (worker.num_ahead > 10) == ahead
+    for name, (prompt, max_tokens) in workload.items():
+        for ahead in done:
+            assert done[ahead][name].outputs[0].token_ids == expected_output(prompt, 7, max_tokens, False)
+
+
+def test_running_ahead_a_sequence_that_ends_by_length_is_computed_no_step_too_long() -> None:
+    engine = memory_engine(num_blocks=200, async_scheduling=True)
+    engine.add_request("a", [1, 2, 3], params(9))
+    run(engine)
+    assert engine.stats().num_computed_tokens == 3 + 8
+
+
+def test_running_ahead_waits_where_the_next_step_depends_on_the_tokens() -> None:
+    """Forks, beams and penalties look at the newest token; so does a pool that may have to preempt."""
+    for options, blocks in (
+        (params(6, n=2), 200),
+        (params(6, repetition_penalty=1.2), 200),
+        (BeamSearchParams(2, 6), 200),
+        (params(6), 8),
+    ):
+        engine = memory_engine(num_blocks=blocks, async_scheduling=True)
+        engine.add_request("a", [1, 2, 3], options)  # type: ignore[arg-type]
+        engine.step()
+        worker = engine.executor.worker
+        assert isinstance(worker, MemoryWorker) and not worker.num_ahead
+        run(engine)
+
+
+def test_blocks_of_a_step_ahead_are_offered_to_others_only_with_known_tokens() -> None:
+    engine = memory_engine(num_blocks=200, block_size=2, async_scheduling=True)
+    engine.add_request("a", [1, 2, 3], params(20))
+    for _ in range(7):
+        engine.step()
+    engine.add_request("b", [*engine.scheduler.running[0].token_ids[:9], 49], params(3))
+    done = run(engine)
+    assert done["b"].num_cached_tokens == 8
+    assert done["b"].outputs[0].token_ids == expected_output(done["b"].prompt_token_ids, 7, 3)
+
+
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +371,42 @@ def test_invalid_logits_end_one_request_and_none_of_its_blocks_can_be_hit() -> N
     worker.invalid_seeds = set()
     engine.add_request("again", [2] * 90, params(4))
     assert run(engine)["again"].num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("broken", ["fail_next", "fail_launch"])
+def test_a_step_that_raises_while_the_next_is_in_flight_ends_its_requests_and_the_others_go_on(broken: str) -> None:
+    for fail_at in range(1, 12):
+        engine = memory_engine(num_blocks=200, block_size=2, max_num_seqs=3, async_scheduling=True)
+        worker = engine.executor.worker
+        assert isinstance(worker, MemoryWorker)
+        for i in range(6):
+            engine.add_request(str(i), [i + 1] * 4, params(5 + i))
+        done: dict[str, RequestOutput] = {}
+        raised = 0
+        for step in range(200):
+            setattr(worker, broken, getattr(worker, broken) or step == fail_at)
+            try:
+                outputs = engine.step()
+            except RuntimeError:
+                raised += 1
+                continue
+            finally:
+                engine.block_manager.check_integrity()
+            for output in outputs:
+                assert output.request_id not in done
+                done[output.request_id] = output  # type: ignore[assignment]
+            if not engine.has_unfinished_requests():
+                break
+        assert raised == 1 and set(done) == {str(i) for i in range(6)}, "every request ends exactly once"
+        assert engine.block_manager.num_free_blocks == engine.block_manager.num_usable_blocks
+        failed = [i for i, o in done.items() if o.outputs[0].finish_reason == "error"]
+        assert 1 <= len(failed) <= 3
+        for i, output in done.items():
+            expected = expected_output([int(i) + 1] * 4, 7, 5 + int(i))
+            if i in failed:
+                assert output.outputs[0].token_ids == expected[: len(output.outputs[0].token_ids)]
+            else:
+                assert output.outputs[0].token_ids == expected
 
 
 @pytest.mark.parametrize("mode", ["recompute", "swap"])

@@ -253,3 +253,39 @@ def default_model_tokens(default_model_path: Path) -> tuple[list[list[int]], lis
     ]
     prompts = [tokenizer.encode(text) for text in texts]
     return prompts, transformers_tokens(default_model_path, prompts, 16)
+
+
+def test_running_ahead_changes_no_token_text_or_logprob(tmp_path: Path) -> None:
+    """Sampled with seeds, greedy, with log-probabilities, penalties, stop tokens and forks, in one run."""
+    path = make_tiny_model(tmp_path)
+    prompts = [[5, 6, 7], list(range(3, 40)), [9] * 16, [*range(3, 22), 40, 41], [8, 8], [12, 13]]
+    params = [
+        SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=20, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=11, ignore_eos=True, logprobs=3),
+        SamplingParams(temperature=1.0, top_k=7, seed=5, max_tokens=17, stop_token_ids=list(range(40, 60))),
+        SamplingParams(temperature=0, max_tokens=15, repetition_penalty=1.3, ignore_eos=True),
+        SamplingParams(temperature=1.0, n=3, seed=11, max_tokens=9, ignore_eos=True),
+        SamplingParams(temperature=0, max_tokens=5, prompt_logprobs=2, ignore_eos=True),
+    ]
+    found = {}
+    for ahead in (False, True):
+        llm = LLM(
+            path, skip_tokenizer_init=True, num_blocks=600, block_size=4, max_num_batched_tokens=32,
+            max_num_seqs=4, async_scheduling=ahead,
+        )  # fmt: skip
+        assert llm.llm_engine.runs_ahead == ahead
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        found[ahead] = [
+            (c.token_ids, c.finish_reason, c.logprobs, output.prompt_logprobs)
+            for output in outputs
+            for c in output.outputs
+        ]
+    assert [f[:2] for f in found[True]] == [f[:2] for f in found[False]]
+    for ahead, waiting in zip(found[True], found[False], strict=True):
+        for mine, theirs in ((ahead[2], waiting[2]), (ahead[3], waiting[3])):
+            for one, other in zip(mine or [], theirs or [], strict=True):
+                assert (one is None) == (other is None)
+                assert list(one or {}) == list(other or {})
+                assert [p.logprob for p in (one or {}).values()] == pytest.approx(
+                    [p.logprob for p in (other or {}).values()], abs=1e-4
+                )

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pagedlab.model_authoring.model_executor import StepWorker
+from pagedlab.model_authoring.model_executor import QueueingWorker
 from pagedlab.model_authoring.models.layers import Linear
 from pagedlab.model_authoring.models.transformer import CausalLM
-from pagedlab.runtime.batch import BlockOps, RaggedBatch, StepResult
+from pagedlab.runtime.batch import BlockOps, PendingStep, RaggedBatch, StepResult
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,16 @@ class StepSize:
 class RecordingWorker:
     """Passes batches on to a worker and notes their sizes."""
 
-    def __init__(self, worker: StepWorker) -> None:
+    def __init__(self, worker: QueueingWorker) -> None:
         self.worker = worker
         self.steps: list[StepSize] = []
 
     def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult:
+        return self.launch(batch, ops)()
+
+    def launch(self, batch: RaggedBatch, ops: BlockOps) -> PendingStep:
         self.steps.append(StepSize(batch.num_tokens, len(batch.sampling)))
-        return self.worker.execute(batch, ops)
+        return self.worker.launch(batch, ops)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from pagedlab.bench.shapes import SHAPES, write_shape
 from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
 from pagedlab.errors import ConfigError, PagedlabError
 from pagedlab.interfaces.llm import LLM
+from pagedlab.model_authoring.model_executor import QueueingWorker
 from pagedlab.model_authoring.models.transformer import CausalLM
 from pagedlab.runtime.worker import Worker
 from pagedlab.sampling_params import SamplingParams
@@ -163,6 +164,7 @@ def run_engine(llm: LLM, jobs: list[Job]) -> tuple[float, list[StepSize]]:
     """Seconds for all jobs, and the sizes of the steps taken."""
     engine = llm.llm_engine
     worker = engine.executor.worker
+    assert isinstance(worker, QueueingWorker)
     recorder = RecordingWorker(worker)
     engine.executor.worker = recorder
     prompts = [job.prompt_token_ids for job in jobs]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pagedlab.config import EngineConfig
@@ -16,10 +18,10 @@ from pagedlab.interfaces.input_processing import Limits, Prompt, check_lengths, 
 from pagedlab.interfaces.output_processing import Completion, Generation
 from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestMetrics, RequestOutput
 from pagedlab.model_authoring.beam_search import Beam, BeamSearch
-from pagedlab.model_authoring.model_executor import ModelExecutor
+from pagedlab.model_authoring.model_executor import ModelExecutor, QueueingWorker
 from pagedlab.model_authoring.request import PoolingParams, Request
 from pagedlab.model_authoring.scheduler import Schedule, Scheduler
-from pagedlab.runtime.batch import StepResult
+from pagedlab.runtime.batch import PendingStep, StepResult
 from pagedlab.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from pagedlab.trace import Tracer
 
@@ -29,6 +31,8 @@ class EngineStats:
     """Counters since the engine started, and its state now.
 
     Times are seconds; tokens of a preempted request that are computed again count again in num_computed_tokens.
+    execute_time is what the host spent on launching steps and waiting for them. Where the engine runs ahead of the
+    device, schedule_time and update_time pass while the device works.
     """
 
     num_steps: int = 0
@@ -54,8 +58,25 @@ class EngineStats:
         return self.prefix_cache_hits / max(1, self.prefix_cache_queries)
 
 
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step between its schedule and its tokens. Times are those of time.perf_counter()."""
+
+    number: int
+    schedule: Schedule
+    result: PendingStep
+    begin: float
+    scheduled: float
+    launched: float
+
+
 class LLMEngine:
     """The engine that LLM and the server drive.
+
+    With `async_scheduling` it runs one step ahead of the device: while step t is computed it schedules and queues step
+    t + 1, whose new tokens the device carries over by itself, and only then waits for the tokens of step t. What is
+    known too late costs a row, never a wrong token: a sequence that turns out to have ended was computed once more, and
+    that token is dropped.
 
     Args:
         config: every option; EngineConfig() serves the default model.
@@ -89,6 +110,12 @@ class LLMEngine:
             num_blocks=self.block_manager.num_usable_blocks,
             max_num_seqs=self.parts.max_num_seqs,
         )
+        queues = isinstance(self.executor.worker, QueueingWorker)
+        wanted = self.config.async_scheduling
+        self.runs_ahead = queues and (self.parts.is_asynchronous if wanted is None else wanted)
+        """Is the next step queued before this one's tokens are known, where they do not matter for it?"""
+        self._in_flight: LaunchedStep | None = None
+        self._num_launched = 0
         self._generations: dict[str, Generation] = {}
         self._failed: list[Generation] = []
         self._num_arrivals = 0
@@ -227,41 +254,67 @@ class LLMEngine:
                 with finish_reason "error", and the engine goes on.
         """
         undelivered = self._end_failed()
-        if undelivered or not self._generations:
+        if undelivered or not (self._generations or self._in_flight):
             return undelivered
-        self.tracer.step = self._stats.num_steps
+        step = self._in_flight or self._launch()
+        if step is None:
+            raise PagedlabError(
+                f"The scheduler chose nothing although {len(self._generations)} requests are unfinished: "
+                "abort them, and check scheduler_cls and block_manager_cls."
+            )
+        self._in_flight = None
+        if self.runs_ahead and self.scheduler.may_run_ahead(step.schedule):
+            self.scheduler.advance(step.schedule)
+            self._in_flight = step  # should the next launch raise, this one is still to be collected
+            self._in_flight = self._launch()
+        self.tracer.step = step.number
+        waited = time.perf_counter()
+        with self._failing(step.schedule):
+            result = step.result()
+        executed = time.perf_counter()
+        outputs = self._collect(step.schedule, result, executed)
+        self._count(step, waited, executed)
+        return outputs
+
+    def _launch(self) -> LaunchedStep | None:
+        """Schedule a step and start it; None if there is nothing to compute."""
+        number = self.tracer.step = self._num_launched
         begin = time.perf_counter()
         with self.tracer.span("schedule", "model_authoring") as details:
             schedule = self.scheduler.schedule()
             if self.tracer.enabled:
                 details.update(self._describe(schedule))
         if schedule.is_empty:
-            raise PagedlabError(
-                f"The scheduler chose nothing although {len(self._generations)} requests are unfinished: "
-                "abort them, and check scheduler_cls and block_manager_cls."
-            )
+            return None
+        self._num_launched += 1
         scheduled = time.perf_counter()
+        for request in schedule.admitted:
+            metrics = self._generations[request.group_id].metrics
+            if metrics.first_scheduled_time is None:
+                metrics.first_scheduled_time = scheduled
+        if self.runs_ahead:
+            with self._failing(schedule):
+                result = self.executor.launch(schedule)
+        else:
+            result = partial(self.executor.execute, schedule)
+        return LaunchedStep(number, schedule, result, begin, scheduled, time.perf_counter())
+
+    @contextmanager
+    def _failing(self, schedule: Schedule) -> Iterator[None]:
+        """Whatever a step raises ends the requests of that step, and none other."""
         try:
-            result = self.executor.execute(schedule)
+            yield
         except BaseException as error:
             for sequence in self.scheduler.recover(schedule, f"The step failed: {error}"):
                 self._fail_group(sequence)
             self._failed = [generation for generation in self._generations.values() if generation.error is not None]
             raise
-        executed = time.perf_counter()
-        outputs = self._collect(schedule, result, scheduled, executed)
-        self._count(schedule, begin, scheduled, executed)
-        return outputs
 
     def _collect(
-        self, schedule: Schedule, result: StepResult, scheduled: float, executed: float
+        self, schedule: Schedule, result: StepResult, executed: float
     ) -> list[RequestOutput | PoolingRequestOutput]:
         with self.tracer.span("update", "model_authoring"):
             advanced = self.scheduler.update(schedule, result)
-        for request in schedule.admitted:
-            metrics = self._generations[request.group_id].metrics
-            if metrics.first_scheduled_time is None:
-                metrics.first_scheduled_time = scheduled
         touched: dict[str, Generation] = {}
         for sequence in advanced:
             generation = self._generations[sequence.group_id]
@@ -350,11 +403,11 @@ class LLMEngine:
             "num_free_blocks": self.block_manager.num_free_blocks,
         }
 
-    def _count(self, schedule: Schedule, begin: float, scheduled: float, executed: float) -> None:
+    def _count(self, step: LaunchedStep, waited: float, executed: float) -> None:
         self._stats.num_steps += 1
-        self._stats.num_computed_tokens += schedule.num_tokens
-        self._stats.schedule_time += scheduled - begin
-        self._stats.execute_time += executed - scheduled
+        self._stats.num_computed_tokens += step.schedule.num_tokens
+        self._stats.schedule_time += step.scheduled - step.begin
+        self._stats.execute_time += (step.launched - step.scheduled) + (executed - waited)
         self._stats.update_time += time.perf_counter() - executed
 
 

@@ -37,6 +37,7 @@ class EngineParts:
         max_model_len: longest prompt plus output, tokens
         max_num_seqs, max_num_batched_tokens: limits of a step
         model_path: the model's directory, or None
+        is_asynchronous: the worker's device computes while the host goes on
     """
 
     tokenizer: Any | None
@@ -48,6 +49,7 @@ class EngineParts:
     max_num_seqs: int
     max_num_batched_tokens: int
     model_path: Path | None = None
+    is_asynchronous: bool = False
 
 
 def build_parts(config: EngineConfig) -> EngineParts:
@@ -120,6 +122,7 @@ def build_parts(config: EngineConfig) -> EngineParts:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         model_path=path,
+        is_asynchronous=device.type == "cuda",
     )
 
 

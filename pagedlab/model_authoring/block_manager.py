@@ -153,7 +153,8 @@ class BlockManager:
         Only after the step that computed them: a block hashed earlier could be hit while it still holds garbage.
         """
         table = self.tables[request]
-        num_full = request.num_computed_tokens // self.block_size
+        # A token in flight may count as computed already, but nobody knows yet what to call it.
+        num_full = min(request.num_computed_tokens, request.num_tokens) // self.block_size
         if num_full <= table.num_hashed:
             return
         if self.enable_prefix_caching:

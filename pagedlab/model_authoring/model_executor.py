@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from pagedlab.model_authoring.block_manager import BlockManager
 from pagedlab.model_authoring.scheduler import Schedule, ScheduledRequest
 from pagedlab.runtime.batch import (
     BlockOps,
+    PendingStep,
     PoolingRows,
     PromptLogprobRows,
     RaggedBatch,
@@ -22,6 +23,13 @@ class StepWorker(Protocol):
     """What carries a batch out: the real Worker, or a stand-in with a cost model."""
 
     def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult: ...
+
+
+@runtime_checkable
+class QueueingWorker(StepWorker, Protocol):
+    """A worker that takes the next batch while it still computes this one, and knows what `carried` tokens are."""
+
+    def launch(self, batch: RaggedBatch, ops: BlockOps) -> PendingStep: ...
 
 
 def pack(schedule: Schedule, block_manager: BlockManager) -> RaggedBatch:
@@ -37,16 +45,22 @@ def pack(schedule: Schedule, block_manager: BlockManager) -> RaggedBatch:
     np.cumsum(lengths, out=starts[1:])
 
     token_ids: list[int] = []
+    carried: list[tuple[int, int]] = []
     block_tables = np.zeros((len(items), block_manager.blocks_for(int(seq_lens.max()))), np.int32)
     for row, item in enumerate(items):
         token_ids += item.request.token_ids[item.start : item.end]
+        if item.end > item.request.num_tokens:  # its last token is in flight
+            carried.append((len(token_ids), item.request.sampled_index))
+            token_ids.append(0)
         num_blocks = block_manager.blocks_for(item.end)
         block_tables[row, :num_blocks] = np.frombuffer(block_manager.block_ids(item.request), np.int32, num_blocks)
 
     owner = np.repeat(np.arange(len(items)), lengths)
     positions = np.arange(len(token_ids)) - starts[owner] + (seq_lens - lengths)[owner]
     slots = block_tables[owner, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    batch = RaggedBatch(np.asarray(token_ids, np.int64), positions, slots, block_tables, starts, seq_lens)
+    batch = RaggedBatch(
+        np.asarray(token_ids, np.int64), positions, slots, block_tables, starts, seq_lens, carried=carried
+    )
     for item, first_row in zip(items, starts.tolist(), strict=False):
         _add_results_wanted(batch, item, first_row)
     return batch
@@ -87,12 +101,30 @@ class ModelExecutor:
 
     def execute(self, schedule: Schedule) -> StepResult:
         """One forward pass for everything in `schedule`; sampled tokens come back in the order of its items."""
-        with self.tracer.span("pack", "model_authoring"):
-            batch = pack(schedule, self.block_manager)
+        batch = self._pack(schedule)
         with self.tracer.span("forward", "runtime", num_tokens=batch.num_tokens, num_seqs=batch.num_seqs):
             result = self.worker.execute(batch, schedule.ops)
         self._deliver(schedule, result)
         return result
+
+    def launch(self, schedule: Schedule) -> PendingStep:
+        """Queue the forward pass; what is returned waits for its result. Needs a QueueingWorker."""
+        batch = self._pack(schedule)
+        assert isinstance(self.worker, QueueingWorker)
+        with self.tracer.span("launch", "runtime", num_tokens=batch.num_tokens, num_seqs=batch.num_seqs):
+            pending = self.worker.launch(batch, schedule.ops)
+
+        def result() -> StepResult:
+            with self.tracer.span("forward", "runtime", num_tokens=batch.num_tokens, num_seqs=batch.num_seqs):
+                result = pending()
+            self._deliver(schedule, result)
+            return result
+
+        return result
+
+    def _pack(self, schedule: Schedule) -> RaggedBatch:
+        with self.tracer.span("pack", "model_authoring"):
+            return pack(schedule, self.block_manager)
 
     @staticmethod
     def _deliver(schedule: Schedule, result: StepResult) -> None:

@@ -80,6 +80,10 @@ class Request:
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
+    num_in_flight: int = 0
+    """Tokens (0 or 1) that a launched step will append to this sequence, and that nobody has seen yet."""
+    sampled_index: int = 0
+    """Where that step samples it: index into its batch's `sampling`. Means nothing while none is in flight."""
     num_cached_tokens: int = 0
     """Tokens of the first admission that came from the prefix cache."""
     num_preemptions: int = 0
@@ -109,7 +113,10 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens to compute, one in flight included, unless it is the last that max_tokens allows: nothing follows."""
+        if self.num_in_flight and self.num_output_tokens + self.num_in_flight >= self.params.max_tokens:
+            return 0
+        return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
     @property
     def num_output_tokens(self) -> int:
@@ -157,11 +164,13 @@ class Request:
                 num_logprobs=self.num_logprobs,
             )
         self.sampling_row.row = row
+        self.sampling_row.num_in_flight = self.num_in_flight
         return self.sampling_row
 
     def append(self, token_id: int, logprobs: TokenLogprobs | None = None) -> None:
         """Take a sampled token, and finish if it ends the sequence."""
         self.token_ids.append(token_id)
+        self.num_in_flight = 0
         if logprobs is not None:
             self.logprobs.append(logprobs)
         if token_id in self.stop_token_ids and self.num_output_tokens >= self.params.min_tokens:

@@ -178,7 +178,7 @@ class Scheduler:
     @staticmethod
     def _item(request: Request, num_new: int) -> ScheduledRequest:
         start = request.num_computed_tokens
-        catches_up = start + num_new == len(request.token_ids)
+        catches_up = num_new == request.num_uncomputed_tokens
         sampled = [request, *request.pending_forks] if catches_up and not request.pooling else []
         return ScheduledRequest(request, start, num_new, sampled)
 
@@ -248,7 +248,7 @@ class Scheduler:
             if request.is_finished:
                 row += len(sampled)
                 continue
-            request.num_computed_tokens = item.start + item.num_tokens
+            request.num_computed_tokens = max(request.num_computed_tokens, item.end)  # `advance` may be a step ahead
             if result.errors:
                 error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
                 if error is not None:
@@ -274,6 +274,35 @@ class Scheduler:
                 advanced.append(sequence)
                 row += 1
         return advanced
+
+    # ---- running ahead ------------------------------------------------------------------------------------------
+
+    def may_run_ahead(self, schedule: Schedule) -> bool:
+        """Can the step after `schedule` be decided before its tokens are known?
+
+        A decode needs to know that there is a token, not which one: the device has it. Not so a fork (n > 1), a beam,
+        or a sampler that looks back at the output (penalties). And nobody may be preempted in the meantime, so the
+        pool must have room for whatever one step can ask for. All of this is the common case of a large pool.
+        """
+        for item in schedule.items:
+            request = item.request
+            if request.pending_forks or request.num_candidates or request.params.changes_logits:
+                return False
+        most_new_blocks = 2 * len(self.running) + self.max_num_batched_tokens // self.block_manager.block_size
+        return most_new_blocks <= self.block_manager.num_free_blocks
+
+    def advance(self, schedule: Schedule) -> None:
+        """Book a step as launched: its tokens count as computed, and what it samples is in flight until `update`.
+
+        What is launched next runs behind it on the device, so it may read what `schedule` writes.
+        """
+        index = 0
+        for item in schedule.items:
+            if not item.request.is_finished:
+                item.request.num_computed_tokens = item.end
+                for sequence in item.sampled:
+                    sequence.num_in_flight, sequence.sampled_index = 1, index
+            index += len(item.sampled)
 
     def _fork_pending(self, request: Request) -> None:
         """The prompt of n completions is computed: from here on they are n requests."""

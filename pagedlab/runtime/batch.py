@@ -6,7 +6,7 @@ padded: sequence `i` owns rows `query_starts[i]:query_starts[i + 1]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class SamplingRow:
         stop_token_ids: ids that may not be drawn before `min_tokens` (end of text included unless ignored).
         num_logprobs: alternatives to return beside the sampled token, None for none (beam search asks for more than
             `params.logprobs` may).
+        num_in_flight: output tokens that the step before has sampled and the host has not seen; they count as drawn.
     """
 
     row: int
@@ -56,6 +57,7 @@ class SamplingRow:
     output_token_ids: Sequence[int]
     stop_token_ids: Sequence[int] = ()
     num_logprobs: int | None = None
+    num_in_flight: int = 0
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ class RaggedBatch:
         sampling: the tokens to sample, in the order the results come back
         prompt_logprobs: rows to score
         pooling: rows whose hidden states are wanted
+        carried: (row, index) pairs: the row's token is not known on the host yet; it is what the step before sampled
+            for its `sampling[index]`, and stays on the device
     """
 
     token_ids: np.ndarray
@@ -101,6 +105,7 @@ class RaggedBatch:
     sampling: list[SamplingRow] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobRows] = field(default_factory=list)
     pooling: list[PoolingRows] = field(default_factory=list)
+    carried: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -158,3 +163,7 @@ class StepResult:
     prompt_logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
     pooled: list[Tensor] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
+
+
+PendingStep = Callable[[], StepResult]
+"""A step that the device may still be busy with; the call waits for what it produced."""

@@ -86,9 +86,13 @@ class DecodeGraphs:
         width = -(-max_model_len // cache.block_size)
         pinned = device.type == "cuda"
         # Rows: token ids, positions, slots, lengths. One transfer brings all four.
-        self._rows_host = torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned)
         self._rows = torch.zeros(4, largest, dtype=torch.int64, device=device)
-        self._tables_host = torch.zeros(largest, width, dtype=torch.int32, pin_memory=pinned)
+        # Two host copies in turn: while the device may still read one (a step in flight), the next fills the other.
+        self._rows_hosts = [torch.zeros(4, largest, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
+        # Flat, so that a table of any width is one contiguous piece: only such a transfer need not be waited for.
+        self._tables_hosts = [torch.zeros(largest * width, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._tables_flat = torch.zeros(largest * width, dtype=torch.int32, device=device)
+        self._turn = 0
         self._tables = torch.zeros(largest, width, dtype=torch.int32, device=device)
         self._lengths = torch.ones(largest, dtype=torch.int32, device=device)
         self._starts = torch.arange(largest + 1, dtype=torch.int32, device=device)
@@ -102,31 +106,40 @@ class DecodeGraphs:
         """Is this a batch of decodes only, and of a recorded size?"""
         return batch.num_tokens == batch.num_seqs <= self.sizes[-1]
 
-    def run(self, batch: RaggedBatch) -> Tensor:
-        """Hidden states [num_seqs, hidden_size]; valid until the next run."""
+    def run(self, batch: RaggedBatch, put_carried: Callable[[RaggedBatch, Tensor], None]) -> Tensor:
+        """Hidden states [num_seqs, hidden_size]; valid until the next run.
+
+        `put_carried` fills in the token ids that only the device knows.
+        """
         num_seqs = batch.num_seqs
         size = self.sizes[bisect_left(self.sizes, num_seqs)]
         self._fill(batch, size)
+        put_carried(batch, self._rows[0])
         self._replays[size]()
         return self._outputs[size][:num_seqs]
 
     def _fill(self, batch: RaggedBatch, size: int) -> None:
         """Bring the batch into the buffers, and padding rows into a state that can harm nobody.
 
-        The host buffers are free again: the step before ended by waiting for its tokens.
+        This turn's host buffers are free again: the step before the last ended by waiting for its tokens.
         """
         num_seqs, width = batch.block_tables.shape
-        rows, tables = self._rows_host.numpy(), self._tables_host.numpy()
+        self._turn = 1 - self._turn
+        rows_host, tables_host = self._rows_hosts[self._turn], self._tables_hosts[self._turn]
+        tables_host = tables_host[: size * width]
+        rows, tables = rows_host.numpy(), tables_host.numpy().reshape(size, width)
         for row, values in zip(
             rows, (batch.token_ids, batch.positions, batch.slot_mapping, batch.seq_lens), strict=True
         ):
             row[:num_seqs] = values
         rows[:3, num_seqs:size] = 0
         rows[3, num_seqs:size] = 1
-        tables[:num_seqs, :width] = batch.block_tables
+        tables[:num_seqs] = batch.block_tables
         tables[num_seqs:size, 0] = 0
-        self._rows.copy_(self._rows_host, non_blocking=True)
-        self._tables[:size, :width].copy_(self._tables_host[:size, :width], non_blocking=True)
+        self._rows.copy_(rows_host, non_blocking=True)
+        arrived = self._tables_flat[: size * width]
+        arrived.copy_(tables_host, non_blocking=True)
+        self._tables[:size, :width].copy_(arrived.view(size, width))
 
     def _record(self, size: int, capture: Capture) -> None:
         metadata = AttentionMetadata(

@@ -37,22 +37,59 @@ CHUNK = 2**18
 """Logits that a CPU works on at a time, so that temporaries stay in its cache and need no fresh memory."""
 
 
+class SampledRows:
+    """Tokens on the device, and on their way to the host.
+
+    Attributes:
+        token_ids: [rows] int64, on the device: the next step may start from them before the host knows them
+    """
+
+    def __init__(self, token_ids: Tensor, answer: Tensor, rows: list[SamplingRow], scored: list[int]) -> None:
+        self.token_ids = token_ids
+        self._num_logprobs = [row.num_logprobs for row in rows]
+        self._scored = scored
+        self._arrived: torch.cuda.Event | None = None
+        self._host = answer
+        if answer.is_cuda:
+            self._host = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
+            self._host.copy_(answer, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def result(self) -> StepResult:
+        """Wait for the device, once, and read what came."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        count, host = len(self._num_logprobs), self._host.numpy()
+        result = StepResult(token_ids=host[:count].astype(np.int64).tolist())
+        peaks = host[count : 2 * count]
+        if not np.isfinite(peaks).all():
+            result.errors = {int(i): _explain(peaks[i]) for i in np.flatnonzero(~np.isfinite(peaks))}
+        if self._scored:
+            table = host[2 * count :].reshape(len(self._scored), 3, -1)
+            result.logprobs = [None] * count
+            for i, entry in zip(self._scored, table, strict=True):
+                result.logprobs[i] = _token_logprobs(entry, self._num_logprobs[i] or 0)
+        return result
+
+
 class Sampler:
     """Chooses one token a row. Holds no state, so one sampler serves every request and any device."""
 
     def __call__(self, logits: Tensor, rows: list[SamplingRow]) -> StepResult:
-        """Sample `rows[i]` from `logits[i]`.
+        """`start`, and wait for the result."""
+        return self.start(logits, rows).result() if rows else StepResult(token_ids=[])
+
+    def start(self, logits: Tensor, rows: list[SamplingRow]) -> SampledRows:
+        """Sample `rows[i]` from `logits[i]`; the host does not wait for the device.
 
         Args:
             logits: [rows, vocab] float32; left unchanged
-            rows: what each row wants
+            rows: what each row wants, at least one
 
         Returns:
             Token ids, log-probabilities where asked for, and an error for each row without a valid distribution.
-            The host waits for the device once, at the end.
         """
-        if not rows:
-            return StepResult(token_ids=[])
         peaks, token_ids = _best(logits)
         special = [i for i, row in enumerate(rows) if not row.params.is_greedy or row.params.changes_logits]
         if special:
@@ -66,17 +103,7 @@ class Sampler:
             index = _send(scored, logits)
             most = max(rows[i].num_logprobs or 0 for i in scored)
             answer.append(_logprob_table(_rows(logits, index), token_ids[index], most).flatten())
-        host = torch.cat(answer).cpu().numpy()
-        result = StepResult(token_ids=host[: len(rows)].astype(np.int64).tolist())
-        host_peaks = host[len(rows) : 2 * len(rows)]
-        if not np.isfinite(host_peaks).all():
-            result.errors = {int(i): _explain(host_peaks[i]) for i in np.flatnonzero(~np.isfinite(host_peaks))}
-        if scored:
-            table = host[2 * len(rows) :].reshape(len(scored), 3, -1)
-            result.logprobs = [None] * len(rows)
-            for i, entry in zip(scored, table, strict=True):
-                result.logprobs[i] = _token_logprobs(entry, rows[i].num_logprobs or 0)
-        return result
+        return SampledRows(token_ids, torch.cat(answer), rows, scored)
 
 
 def score_prompt(logits: Tensor, target_ids: Sequence[int], num_logprobs: int) -> list[TokenLogprobs]:
@@ -175,7 +202,12 @@ def _draw(x: Tensor, peaks: Tensor, rows: list[SamplingRow]) -> Tensor:
     """Draw one token id a row from logits `x` [rows, vocab], whose largest are `peaks` [rows]."""
     vocab = x.shape[1]
     options = [
-        (uniform(row.seed, len(row.output_token_ids)), row.params.temperature, row.params.min_p, row.params.top_p)
+        (
+            uniform(row.seed, len(row.output_token_ids) + row.num_in_flight),
+            row.params.temperature,
+            row.params.min_p,
+            row.params.top_p,
+        )
         for row in rows
     ]
     u, temperature, min_p, top_p = _send(np.array(options, dtype=np.float64).T, x)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pagedlab.runtime.attention.base import AttentionBackend, AttentionContext, AttentionMetadata
-from pagedlab.runtime.batch import BlockOps, PromptLogprobRows, RaggedBatch, StepResult, TokenLogprobs
+from pagedlab.runtime.batch import BlockOps, PendingStep, PromptLogprobRows, RaggedBatch, StepResult, TokenLogprobs
 from pagedlab.runtime.cache_engine import CacheEngine
 from pagedlab.runtime.decode_graphs import DecodeGraphs
-from pagedlab.runtime.sampler import Sampler, score_prompt
+from pagedlab.runtime.sampler import SampledRows, Sampler, score_prompt
 
 PROMPT_LOGPROB_ROWS = 256
 """Prompt rows scored at once: bounds the logits at 256 x vocabulary floats."""
@@ -51,24 +51,39 @@ class Worker:
         self.sliding_windows = frozenset(sliding_windows)
         self.sampler = Sampler()
         self.graphs: DecodeGraphs | None = None
+        self._sampled: SampledRows | None = None
+        """Of the newest step: the next one may continue from its tokens."""
+
+    def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult:
+        """`launch`, and wait for the result."""
+        return self.launch(batch, ops)()
 
     @torch.inference_mode()
-    def execute(self, batch: RaggedBatch, ops: BlockOps) -> StepResult:
-        """Move blocks, run the forward pass, sample.
+    def launch(self, batch: RaggedBatch, ops: BlockOps) -> PendingStep:
+        """Move blocks, run the forward pass, sample. On a GPU all of it is queued, and the host goes on.
 
         Only rows that are sampled, scored or pooled go on to the vocabulary: most rows of a prompt need no logits.
         """
         self.apply(ops)
         hidden = self.forward(batch)
+        sampled = None
         if batch.sampling:
-            rows = self._to_device([row.row for row in batch.sampling])
-            result = self.sampler(self.model.compute_logits(hidden[rows]), batch.sampling)
-        else:
-            result = StepResult([])
-        result.prompt_logprobs = [self._score(hidden, rows) for rows in batch.prompt_logprobs]
+            rows = [row.row for row in batch.sampling]
+            # A decode step samples from every row: nothing to gather.
+            picked = hidden if rows == list(range(len(hidden))) else hidden[self._to_device(rows)]
+            sampled = self.sampler.start(self.model.compute_logits(picked), batch.sampling)
+        self._sampled = sampled
+        prompt_logprobs = [self._score(hidden, rows) for rows in batch.prompt_logprobs]
+        pooled = []
         for span in batch.pooling:
             states = hidden[span.first_row : span.first_row + span.num_rows].float()
-            result.pooled.append((states[-1] if span.kind == "last" else states.sum(0)).cpu())
+            pooled.append((states[-1] if span.kind == "last" else states.sum(0)).cpu())
+
+        def result() -> StepResult:
+            result = sampled.result() if sampled is not None else StepResult([])
+            result.prompt_logprobs, result.pooled = prompt_logprobs, pooled
+            return result
+
         return result
 
     def apply(self, ops: BlockOps) -> None:
@@ -90,10 +105,24 @@ class Worker:
     def forward(self, batch: RaggedBatch) -> Tensor:
         """Hidden states [num_tokens, hidden_size] after the final norm; the batch's K and V are then in the cache."""
         if self.graphs is not None and self.graphs.fits(batch):
-            return self.graphs.run(batch)
+            return self.graphs.run(batch, self._put_carried)
         metadata = self.metadata(batch)
         context = AttentionContext(self.backend, self.cache.kv_caches, metadata, self.sliding_windows)
-        return self.model(self._to_device(batch.token_ids), self._to_device(batch.positions), context)
+        token_ids = self._to_device(batch.token_ids)
+        self._put_carried(batch, token_ids)
+        return self.model(token_ids, self._to_device(batch.positions), context)
+
+    def _put_carried(self, batch: RaggedBatch, token_ids: Tensor) -> None:
+        """Fill in the tokens that the step before has sampled, from where they are: on the device."""
+        if not batch.carried:
+            return
+        assert self._sampled is not None, "a carried token comes from a step that sampled"
+        sampled = self._sampled.token_ids
+        if batch.carried == [(row, row) for row in range(len(sampled))]:
+            token_ids[: len(sampled)].copy_(sampled)  # the same sequences decode again: no indices to send
+        else:
+            rows, index = self._to_device(batch.carried).unbind(1)
+            token_ids[rows] = sampled[index]
 
     def metadata(self, batch: RaggedBatch) -> AttentionMetadata:
         return AttentionMetadata(
