@@ -21,7 +21,7 @@ from pagedlab.errors import CourseError
 
 COLUMNS = ("id", "claim", "stated", "right", "expected", "tolerance", "verdict", "why", "source")
 VERDICTS = ("holds", "corrected", "imprecise", "cited", "measured", "needs-gpu")
-IDENTIFIER = re.compile(r"c\d+(\.\d+)*-[a-z]+\d*")
+IDENTIFIER = re.compile(r"c(sum|(ex)?\d+(\.\d+)*)-[a-z]+\d*")
 
 
 @dataclass(frozen=True)
