@@ -91,6 +91,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(chat)
     add_sampling_options(chat, max_tokens=512)
 
+    serve = command(
+        "serve",
+        "answer OpenAI's HTTP API",
+        run_serve,
+        "  pagedlab serve\n"
+        "  pagedlab serve --port 8001 --api-key secret --rate-limit 60/minute\n"
+        "  curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+        '       -d \'{"prompt": "The capital of France is", "max_tokens": 8}\'',
+    )
+    from pagedlab.interfaces.openai_server.arguments import add_serve_options
+
+    add_serve_options(serve)
+
     demo = command(
         "demo",
         "watch requests share the engine: a live view of blocks and steps",
@@ -195,6 +208,12 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 messages.pop()
                 print(f"{error} (/reset starts afresh)", file=sys.stderr)
     return 0
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    from pagedlab.interfaces.openai_server.arguments import run
+
+    return run(arguments)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,75 @@
+"""build_app: the routes, the API layer around them, and the engine that starts and stops with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from pagedlab.interfaces.async_engine import AsyncLLMEngine
+from pagedlab.interfaces.engine import LLMEngine
+from pagedlab.interfaces.openai_server import chat, completions, embeddings, status, tokenization
+from pagedlab.interfaces.openai_server.api_layer import ApiLayer
+from pagedlab.interfaces.openai_server.errors import ErrorResponse, install_error_handlers
+from pagedlab.interfaces.openai_server.metrics import ServerMetrics
+from pagedlab.interfaces.openai_server.serving import Serving
+from pagedlab.interfaces.openai_server.settings import ServerSettings
+
+ROUTERS = (status.router, completions.router, chat.router, embeddings.router, tokenization.router)
+ERROR_STATUSES = (400, 401, 404, 405, 408, 413, 415, 429, 500, 503, 504)
+
+
+def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, default_name: str) -> FastAPI:
+    """The server as an ASGI application. The engine belongs to it from now on.
+
+    Args:
+        engine: built, and used by nobody else.
+        tokenizer: a copy of the engine's, for the event loop.
+        settings: names and limits.
+        default_name: what the model is called if settings name nothing.
+    """
+    async_engine = AsyncLLMEngine(
+        engine,
+        max_pending_requests=settings.max_pending_requests,
+        max_pending_tokens=settings.max_pending_tokens,
+    )
+    serving = Serving(settings, async_engine, tokenizer, default_name)
+    metrics = ServerMetrics(serving.names[0])
+    metrics.watch(async_engine)
+    async_engine.on_step = metrics.observe
+    async_engine.on_abort = lambda one: metrics.abort(one, time.perf_counter())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async_engine.start()
+        yield
+        await async_engine.stop()
+
+    app = FastAPI(
+        title="pagedlab", version=installed_version("pagedlab"), lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.serving = serving
+    app.state.metrics = metrics
+    errors: dict[int | str, dict[str, Any]] = {one: {"model": ErrorResponse} for one in ERROR_STATUSES}
+    for router in ROUTERS:
+        app.include_router(router, responses=errors)
+    install_error_handlers(app)
+    app.add_middleware(ApiLayer, settings=settings)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, less the 422 that this server never sends."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,108 @@
+"""/v1/chat/completions: a conversation in, its next turn out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from pagedlab.interfaces.openai_server.logprobs import chat_logprobs
+from pagedlab.interfaces.openai_server.protocol import ChatBody
+from pagedlab.interfaces.openai_server.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatResponse,
+    now,
+)
+from pagedlab.interfaces.openai_server.serving import Serving, UsageCount, check_completion
+from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
+from pagedlab.interfaces.request_stream import RequestStream
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=ChatResponse)
+async def create_chat_completion(body: ChatBody, request: Request) -> Any:
+    """Answer the conversation n times."""
+    serving: Serving = request.app.state.serving
+    model = serving.model(body.model)
+    prompt = await serving.read_chat(body.messages, body.add_generation_prompt)
+    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    params = body.sampling_params(
+        asked if asked is not None else serving.room([prompt]),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    stream = serving.submit(request, "chatcmpl", [prompt], params, body.cache_salt, body.priority)
+    answer = ChatAnswer(body, stream.request_ids[0], model, len(prompt.token_ids))
+    if body.stream:
+        return serving.event_stream(stream, answer.chunks(stream))
+    return answer.whole(await serving.outputs(request, stream))
+
+
+class ChatAnswer:
+    """What becomes of one body."""
+
+    def __init__(self, body: ChatBody, request_id: str, model: str, num_prompt_tokens: int) -> None:
+        self.body = body
+        self.common: dict[str, Any] = {"id": request_id, "created": now(), "model": model}
+        self.counted = UsageCount(num_prompt_tokens)
+
+    def whole(self, outputs: Sequence[Any]) -> ChatResponse:
+        (output,) = outputs
+        self.counted.add(output)
+        choices = []
+        for completion in output.outputs:
+            check_completion(completion)
+            choices.append(
+                ChatChoice(
+                    index=completion.index,
+                    message=AssistantMessage(content=completion.text),
+                    logprobs=self._logprobs(completion),
+                    finish_reason=completion.finish_reason,
+                    stop_reason=completion.stop_reason,
+                )
+            )
+        return ChatResponse(**self.common, object="chat.completion", choices=choices, usage=self.counted.usage())
+
+    async def chunks(self, stream: RequestStream) -> AsyncIterator[ChatChunk]:
+        """Each completion's role first; then one chunk for each that a step brought news of."""
+        options = self.body.stream_options
+        with_usage = options is not None and options.continuous_usage_stats
+        ended: set[int] = set()
+        for index in range(self.body.n or 1):
+            role = ChatDelta(role="assistant", content="")
+            yield self._chunk(ChatChunkChoice(index=index, delta=role, finish_reason=None))
+        async for _, output in stream:
+            assert isinstance(output, RequestOutput)
+            self.counted.add(output)
+            for completion in output.outputs:
+                check_completion(completion)
+                if completion.index in ended:
+                    continue
+                if completion.finish_reason:
+                    ended.add(completion.index)
+                elif not completion.text and not completion.logprobs:
+                    continue
+                choice = ChatChunkChoice(
+                    index=completion.index,
+                    delta=ChatDelta(content=completion.text),
+                    logprobs=self._logprobs(completion),
+                    finish_reason=completion.finish_reason,
+                    stop_reason=completion.stop_reason,
+                )
+                yield self._chunk(choice, **({"usage": self.counted.usage()} if with_usage else {}))
+        if options is not None and options.include_usage:
+            yield self._chunk(usage=self.counted.usage())
+
+    def _chunk(self, *choices: ChatChunkChoice, **options: Any) -> ChatChunk:
+        return ChatChunk(**self.common, object="chat.completion.chunk", choices=list(choices), **options)
+
+    def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        return chat_logprobs(completion.logprobs or (), self.body.top_logprobs or 0)

@@ -1,0 +1,219 @@
+"""What clients may send: OpenAI's request bodies with vLLM's additions. Every list and every number has a bound."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from pagedlab.sampling_params import MAX_LOGPROBS, MAX_SEED, RequestOutputKind, SamplingParams
+
+MAX_PROMPTS = 256
+MAX_TOKEN_IDS = 262_144
+MAX_MESSAGES = 1024
+MAX_N = 128
+MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_TOKENS = 1 << 24
+
+
+def _is_unicode(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no text: no tokenizer takes it, no answer can carry it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text has half of a surrogate pair in it, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_is_unicode)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
+Name = Annotated[Text, Field(max_length=256)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+Prompts = (
+    Text
+    | TokenIds
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+
+
+class Body(BaseModel):
+    """Strict: "5" is no number. Unknown options are refused: an option that is silently ignored misleads."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class SamplingBody(Body):
+    """Options that completions and chat completions share. vLLM's additions stand below OpenAI's."""
+
+    model: Name | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(None, max_length=MAX_BIASES)
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    user: Name | None = None
+
+    top_k: int | None = Field(None, ge=-1, le=1 << 31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    priority: int = Field(0, ge=-(1 << 31), lt=1 << 31)
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for streams: set stream to true, or leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _biases_name_tokens(self) -> Self:
+        for token in self.logit_bias or ():
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise ValueError(f"logit_bias must map token ids to numbers, got {token[:20]!r}")
+        return self
+
+    def sampling_params(self, max_tokens: int, **options: Any) -> SamplingParams:
+        """The engine's options: what the body leaves out takes OpenAI's default.
+
+        Raises:
+            InvalidRequestError: options contradict each other.
+        """
+        given = {
+            name: getattr(self, name)
+            for name in (
+                "frequency_penalty",
+                "n",
+                "presence_penalty",
+                "seed",
+                "stop",
+                "temperature",
+                "top_p",
+                "top_k",
+                "min_p",
+                "repetition_penalty",
+                "min_tokens",
+                "stop_token_ids",
+            )
+            if getattr(self, name) is not None
+        }
+        return SamplingParams(
+            **given,
+            max_tokens=max_tokens,
+            logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()} or None,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+            output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
+            **options,
+        )
+
+
+class CompletionBody(SamplingBody):
+    prompt: Prompts
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    add_special_tokens: bool = True
+    best_of: Literal[1] | None = None
+    suffix: Literal[""] | None = None
+
+    @model_validator(mode="after")
+    def _zero_tokens_are_for_echo(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens must be at least 1; 0 is for echo alone")
+        return self
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One turn. More fields are let pass: clients send answers back as they got them."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None = None
+    name: Name | None = None
+
+    def as_turn(self) -> dict[str, str]:
+        """What a chat template reads. Templates know no developer, which is the newer name of system."""
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class ChatBody(SamplingBody):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    add_generation_prompt: bool = True
+    response_format: TextFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none"] | None = None
+    # Accepted, for clients send them unasked; they change nothing here.
+    metadata: Annotated[dict[Name, Text], Field(max_length=16)] | None = None
+    store: bool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: set it to true")
+        return self
+
+
+class EmbeddingBody(Body):
+    model: Name | None = None
+    input: Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, le=1 << 20)
+    user: Name | None = None
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+
+
+class TokenizeBody(Body):
+    """A text, or a conversation as the chat template writes it."""
+
+    model: Name | None = None
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeBody(Body):
+    model: Name | None = None
+    tokens: TokenIds

@@ -1,0 +1,136 @@
+"""serve: from options to a listening server, and its orderly end: drain, abort, exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pagedlab.config import EngineConfig
+from pagedlab.errors import ConfigError
+from pagedlab.interfaces.engine import LLMEngine
+from pagedlab.interfaces.openai_server.app import build_app
+from pagedlab.interfaces.openai_server.errors import ApiError
+from pagedlab.interfaces.openai_server.settings import ServerSettings
+from pagedlab.interfaces.openai_server.telemetry import configure_logging, interface_log
+from pagedlab.model_authoring.models.provision import DEFAULT_MODEL
+
+MAX_HEADER_BYTES = 64 << 10
+ENGINE_DIED = 70
+"""Exit status when the engine died (sysexits' EX_SOFTWARE)."""
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, with two additions. It is h11's rather than the faster httptools, which bounds no header."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # A stream that nobody reads cannot be closed, which would wait for the reader: it has to be cut.
+        self.app_state = {**self.app_state, "abort_connection": transport.abort}
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP never reaches the app; it gets the stated shape here."""
+        body = json.dumps(ApiError(400, msg).body().model_dump()).encode()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which on SIGTERM lets requests finish for `drain_timeout` and then aborts the rest."""
+
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=HttpProtocol,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
+            )
+        )
+        self.settings = settings
+        self.serving = app.state.serving
+        self.serving.engine.on_death = self._engine_died
+        self.exit_status = 0
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, once started."""
+        return self.servers[0].sockets[0].getsockname()[1]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second does not wait. uvicorn's own would end the process by the signal."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            interface_log.info("serving %s on http://%s:%d", self.serving.names[0], self.settings.host, self.port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.serving.is_draining = True
+        engine = self.serving.engine
+        interface_log.info("shutting down", extra={"unfinished_requests": len(engine.pending)})
+        aborting = asyncio.create_task(self._abort_later())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            aborting.cancel()
+
+    async def _abort_later(self) -> None:
+        await asyncio.sleep(self.settings.drain_timeout)
+        num_aborted = self.serving.engine.abort_all(
+            ApiError(503, "The server shut down before the request had ended.", code="draining", retry_after=10)
+        )
+        interface_log.warning("drain timeout", extra={"aborted_requests": num_aborted})
+
+    def _engine_died(self, error: BaseException) -> None:
+        self.exit_status = ENGINE_DIED
+        interface_log.critical("the engine died; the server ends in %g s", self.settings.dead_engine_grace)
+        asyncio.get_running_loop().call_later(self.settings.dead_engine_grace, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def make_server(engine_config: EngineConfig, settings: ServerSettings) -> Server:
+    """Load the model and build the server around it; it does not listen yet.
+
+    Raises:
+        ConfigError, ModelError, BackendError: with one sentence that says what to change.
+    """
+    if engine_config.skip_tokenizer_init:
+        raise ConfigError("The server needs a tokenizer: leave skip_tokenizer_init out.")
+    engine = LLMEngine(engine_config)
+    name = str(engine_config.model) if engine_config.model is not None else DEFAULT_MODEL
+    return Server(build_app(engine, copy.deepcopy(engine.tokenizer), settings, name), settings)
+
+
+def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
+    """Serve until SIGTERM, Ctrl-C or the engine's death. Returns the exit status."""
+    configure_logging(settings.log_format, settings.log_level)
+    server = make_server(engine_config, settings)
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn's way of saying that it could not listen; it has logged why.
+        print(f"pagedlab: cannot listen on {settings.host}:{settings.port}: see above.", file=sys.stderr)
+        return 1
+    logging.shutdown()
+    return server.exit_status

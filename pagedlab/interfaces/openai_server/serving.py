@@ -1,0 +1,204 @@
+"""Serving: what all routes share: from a body's text to a submitted request, and from its outputs to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from pagedlab.errors import InvalidRequestError
+from pagedlab.interfaces.async_engine import AsyncLLMEngine
+from pagedlab.interfaces.openai_server.errors import ApiError
+from pagedlab.interfaces.openai_server.protocol import Message
+from pagedlab.interfaces.openai_server.responses import CachedTokens, Usage
+from pagedlab.interfaces.openai_server.settings import ServerSettings
+from pagedlab.interfaces.openai_server.sse import EventStream, until_disconnect
+from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
+from pagedlab.interfaces.request_stream import Output, RequestStream
+from pagedlab.model_authoring.request import PoolingParams
+from pagedlab.sampling_params import SamplingParams
+
+SHORT_TEXT = 2048
+"""Characters that the event loop tokenizes by itself (well under a millisecond); longer texts go to a thread."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt, read: its text if it came as text, and its token ids."""
+
+    text: str | None
+    token_ids: list[int]
+
+    def for_engine(self) -> dict[str, Any]:
+        return {"prompt": self.text, "prompt_token_ids": self.token_ids}
+
+
+class Serving:
+    """One model, served.
+
+    Args:
+        settings: limits and names.
+        engine: not started yet, perhaps.
+        tokenizer: of its own: the engine's thread uses another, for a tokenizer is not made for two threads.
+        default_name: what the model is called if settings name nothing.
+    """
+
+    def __init__(self, settings: ServerSettings, engine: AsyncLLMEngine, tokenizer: Any, default_name: str) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.names = settings.served_model_name or [default_name]
+        self.created = int(time.time())
+        self.is_draining = False
+        self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
+
+    # ---- what a request asks for --------------------------------------------------------------------------------
+
+    def model(self, name: str | None) -> str:
+        """The name that the answer carries.
+
+        Raises:
+            ApiError: 404, this server has no such model.
+        """
+        if name is not None and name not in self.names:
+            raise ApiError(
+                404,
+                f"There is no model {name[:100]!r} here: use {self.names[0]!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        return name or self.names[0]
+
+    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. The tokenizer lets go of the GIL, so that a long text delays no step."""
+        if len(text) <= SHORT_TEXT:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._tokenizing,
+            lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False),
+        )
+
+    async def read_prompts(
+        self, prompt: str | list[int] | list[str] | list[list[int]], add_special_tokens: bool = True
+    ) -> list[PromptTokens]:
+        """The prompts of a completion or embedding body."""
+        if isinstance(prompt, str):
+            return [PromptTokens(prompt, await self.tokenize(prompt, add_special_tokens))]
+        if not prompt or isinstance(prompt[0], int):
+            return [PromptTokens(None, prompt)]  # type: ignore[arg-type]
+        return [
+            PromptTokens(one, await self.tokenize(one, add_special_tokens))
+            if isinstance(one, str)
+            else PromptTokens(None, one)  # type: ignore[arg-type]
+            for one in prompt
+        ]
+
+    async def read_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> PromptTokens:
+        """A conversation, written with the model's own chat template, in transformers' sandbox.
+
+        Raises:
+            InvalidRequestError: there is no template, or it refuses the messages.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InvalidRequestError("The model has no chat template (a base model?): use /v1/completions.")
+        turns = [message.as_turn() for message in messages]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is the model's own code and may raise anything
+            raise InvalidRequestError(f"The chat template refused the messages: {str(error)[:200]}.") from error
+        # The template has written every special token itself.
+        return PromptTokens(text, await self.tokenize(text, add_special_tokens=False))
+
+    def room(self, prompts: Sequence[PromptTokens]) -> int:
+        """Most tokens that every one of the prompts could be continued by; at least 1, for the engine to refuse."""
+        limits = self.engine.limits
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        # The last token generated needs no slot.
+        return max(1, min(limits.max_model_len, limits.num_blocks * limits.block_size + 1) - longest)
+
+    # ---- running it ---------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        request: Request,
+        kind: str,
+        prompts: Sequence[PromptTokens],
+        params: SamplingParams | PoolingParams,
+        cache_salt: str | None = None,
+        priority: int = 0,
+    ) -> RequestStream:
+        """Queue the prompts of one call, in the name of whoever sent it."""
+        if self.is_draining:
+            raise ApiError(503, "The server is shutting down: ask another.", code="draining", retry_after=10)
+        tenant_salt = request.state.tenant.cache_salt
+        salt = ":".join(part for part in (tenant_salt, cache_salt) if part) or None
+        request_id = f"{kind}-{request.state.request_id}"
+        request.state.engine_request_id = request_id
+        return self.engine.submit(
+            request_id, [prompt.for_engine() for prompt in prompts], params, priority=priority, cache_salt=salt
+        )
+
+    async def outputs(self, request: Request, stream: RequestStream) -> list[Output]:
+        """The final output of each of the call's requests, in order.
+
+        Raises:
+            ApiError: one of them failed.
+            TimeoutError: they took too long.
+            ClientGone: nobody waits any more.
+        """
+
+        async def collect() -> list[Output]:
+            found = {index: output async for index, output in stream if output.finished}
+            return [found[index] for index in range(len(stream.request_ids))]
+
+        try:
+            async with asyncio.timeout(self.settings.request_timeout):
+                return await until_disconnect(request.receive, collect())
+        finally:
+            stream.close()
+
+    def event_stream(self, stream: RequestStream, chunks: AsyncIterator[BaseModel]) -> EventStream:
+        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
+        return EventStream(chunks, stream.close, self.settings.send_timeout, deadline)
+
+
+def check_completion(completion: CompletionOutput) -> None:
+    """Raise what a completion that did not end by itself means for the client."""
+    if completion.finish_reason == "error":
+        raise ApiError(500, "The engine failed to compute this request; its log says why.", code="engine_error")
+    if completion.finish_reason == "abort":
+        raise ApiError(503, "The request was aborted by the server.", code="aborted", retry_after=1)
+
+
+def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int = 0) -> Usage:
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_completion_tokens,
+        total_tokens=num_prompt_tokens + num_completion_tokens,
+        prompt_tokens_details=CachedTokens(cached_tokens=num_cached_tokens),
+    )
+
+
+class UsageCount:
+    """Tokens of one call so far, counted from its outputs."""
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_completion_tokens = 0
+        self._num_cached_tokens: dict[str, int] = {}
+
+    def add(self, output: RequestOutput) -> None:
+        self.num_completion_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        self._num_cached_tokens[output.request_id] = output.num_cached_tokens
+
+    def usage(self) -> Usage:
+        return usage(self.num_prompt_tokens, self.num_completion_tokens, sum(self._num_cached_tokens.values()))

@@ -1,0 +1,69 @@
+"""Logs, one logger a layer, each line with its request's id: text for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+interface_log = logging.getLogger("pagedlab.interfaces")
+model_authoring_log = logging.getLogger("pagedlab.model_authoring")
+runtime_log = logging.getLogger("pagedlab.runtime")
+
+STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "request_id", "color_message"}
+"""Attributes that every log record has; what a record has beyond them are the event's own fields."""
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in record.__dict__.items() if name not in STANDARD}
+
+
+def layer(record: logging.LogRecord) -> str:
+    """pagedlab.runtime.worker -> runtime; uvicorn's own lines belong to the interface."""
+    parts = record.name.split(".")
+    return parts[1] if parts[0] == "pagedlab" and len(parts) > 1 else "interfaces"
+
+
+class TextFormatter(logging.Formatter):
+    """12:00:01.250 INFO    runtime          cmpl-5f… finished: prefill_s=0.02 decode_s=0.31"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
+        request_id = getattr(record, "request_id", None)
+        details = " ".join(f"{name}={value}" for name, value in fields(record).items())
+        line = f"{clock} {record.levelname:7} {layer(record):15} {f'{request_id} ' if request_id else ''}"
+        line += record.getMessage() + (f": {details}" if details else "")
+        # A client's text must not write lines of its own into the log.
+        line = line.replace("\r", "\\r").replace("\n", "\\n")
+        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time (seconds since 1970), level, layer, request_id, message, and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "layer": layer(record),
+            "request_id": getattr(record, "request_id", None),
+            "message": record.getMessage(),
+            **fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(log_format: str, log_level: str) -> None:
+    """Send the layers' lines, and uvicorn's, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    for name in ("pagedlab", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(log_level.upper())
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("pagedlab").level))
