@@ -45,3 +45,19 @@ class CourseError(PagedlabError, ValueError):
 
 class ClaimError(CourseError, AssertionError):
     """A measurement disagrees with what the course's ledger expects."""
+
+
+class SimulationError(PagedlabError, ValueError):
+    """A simulation was asked for something that cannot be: a size, a rate, a length, or a step out of turn."""
+
+
+class TraceFileError(PagedlabError, ValueError):
+    """A file of requests has rows that cannot be used.
+
+    Attributes:
+        problems: one sentence for each bad row, with its line number.
+    """
+
+    def __init__(self, message: str, problems: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = problems or []
