@@ -144,6 +144,25 @@ def test_keys_and_values_must_agree_with_each_other_and_with_their_slots(backend
         backend.write(row, row, cache(), slot.int())
 
 
+def test_a_projection_must_fit_the_cache_its_angles_and_its_slots(backend):
+    heads, angles, slot = torch.zeros(1, 8, 64), torch.zeros(1, 1, 64), torch.zeros(1, dtype=torch.int64)
+
+    def write(heads=heads, cos=angles, sin=angles, slots=slot):
+        return backend.rotate_and_write(heads, cos, sin, cache(), slots, None, 0.0)
+
+    for options, complaint in (
+        ({"heads": torch.zeros(1, 4, 64)}, "need more"),
+        ({"heads": torch.zeros(1, 8, 128)}, "do not fit a cache"),
+        ({"heads": torch.zeros(1, 64, 8).transpose(1, 2)}, "heads of one token must be contiguous in heads"),
+        ({"cos": torch.zeros(2, 1, 64)}, "cos must be contiguous"),
+        ({"sin": torch.zeros(1, 1, 32)}, "sin must be contiguous"),
+        ({"slots": torch.zeros(2, dtype=torch.int64)}, "one a token"),
+        ({"slots": torch.full((1,), 8 * 16)}, "outside a cache of 8 blocks"),
+    ):
+        with pytest.raises(BackendError, match=complaint):
+            write(**options)
+
+
 def test_the_plan_counts_decodes_and_chunks_apart():
     meta = metadata([40, 9, 64, 30], [1, 3, 1, 7])
     plan = TritonBackend().plan(meta, block_size=16, sliding_window=None)

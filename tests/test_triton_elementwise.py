@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from pagedlab.runtime.kernels import INTERPRETED
 from pagedlab.runtime.kernels.activation import silu_mul
 from pagedlab.runtime.kernels.rms_norm import add_rms_norm, rms_norm
-from pagedlab.runtime.kernels.rope import apply_rope, rope_cache_write
+from pagedlab.runtime.kernels.rope import rope_cache_write
 
 if INTERPRETED:
     DEVICE, DTYPES = "cpu", [torch.float32, torch.float16]
@@ -58,58 +58,45 @@ def test_silu_mul_follows_the_formula(tokens, width, dtype, seed):
 
 
 def rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Each pair (x[i], x[i + half]) as one complex number, turned by e**(i angle)."""
-    half = angles.shape[-1]
-    turned = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.exp(1j * angles)[:, None]
-    return torch.cat([turned.real, turned.imag, x[..., 2 * half :]], -1)
+    """Each pair (x[i], x[i + half]) as one complex number, turned by e**(i angle); angles [tokens, half]."""
+    turned = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles)[:, None]
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
 
 
 @quick
 @given(tokens=st.integers(1, 5), heads=st.sampled_from([(1, 1), (6, 2), (9, 3)]),
-       dims=st.sampled_from([(64, 64), (80, 80), (80, 32), (128, 64)]), dtype=st.sampled_from(DTYPES),
+       head_dim=st.sampled_from([16, 64, 80, 96, 128]), norm=st.booleans(), dtype=st.sampled_from(DTYPES),
        seed=st.integers(0, 999))  # fmt: skip
-def test_rope_turns_queries_in_place_and_keys_into_their_slots(tokens, heads, dims, dtype, seed):
-    (num_heads, num_kv_heads), (head_dim, rotary_dim) = heads, dims
+def test_a_projection_is_normed_rotated_and_written_to_its_slots(tokens, heads, head_dim, norm, dtype, seed):
+    num_heads, num_kv_heads = heads
     rng = torch.Generator().manual_seed(seed)
-    fused = torch.randn(tokens, (num_heads + 2 * num_kv_heads) * head_dim, generator=rng).to(dtype)
-    on_device = fused.to(DEVICE)
-
-    def split(rows: torch.Tensor) -> list[torch.Tensor]:
-        sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
-        return [part.unflatten(1, (-1, head_dim)) for part in rows.split(sizes, dim=1)]
-
-    inv_freq = 10000.0 ** (-torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim)
-    table = torch.arange(50, dtype=torch.float64)[:, None] * inv_freq
-    positions = torch.randint(0, 50, (tokens,), generator=rng)
+    fused = torch.randn(tokens, num_heads + 2 * num_kv_heads, head_dim, generator=rng).to(dtype)
+    weights = torch.randn(2, head_dim, generator=rng).to(dtype)
+    angles = torch.rand(tokens, head_dim // 2, generator=rng, dtype=torch.float64) * 6
+    tables = torch.cat((angles.cos(), angles.cos()), -1), torch.cat((-angles.sin(), angles.sin()), -1)
+    cos, sin = (table[:, None].to(dtype) for table in tables)  # as rope.RotaryEmbedding makes them
+    angles = torch.atan2(sin[:, 0, head_dim // 2 :].double(), cos[:, 0, head_dim // 2 :].double())
+    length = torch.hypot(sin.double(), cos.double())  # rounded, they lie off the unit circle
     slots = torch.randperm(3 * 16, generator=rng)[:tokens]
     cache = torch.randn(2, 3, 16, num_kv_heads, head_dim, generator=rng).to(dtype)
-    query, key, value = split(fused)
-    expected = cache.double()
-    expected.view(2, 48, num_kv_heads, head_dim)[0, slots] = rotated(key.double(), table[positions])
-    expected.view(2, 48, num_kv_heads, head_dim)[1, slots] = value.double()
-    expected_query = rotated(query.double(), table[positions])
 
-    written = cache.to(DEVICE)
-    query_out, key_in, value_in = split(on_device)
-    cos, sin = table.cos().float().to(DEVICE), table.sin().float().to(DEVICE)
-    rope_cache_write(query_out, key_in, value_in, cos, sin, positions.to(DEVICE), written, slots.to(DEVICE))
+    query, key, value = fused.double().split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if norm:
+        query, key = normed(query, weights[0].double()), normed(key, weights[1].double())
+    expected = cache.double()
+    expected.view(2, 48, num_kv_heads, head_dim)[0, slots] = rotated(key, angles) * length
+    expected.view(2, 48, num_kv_heads, head_dim)[1, slots] = value
+
+    written, rows = cache.to(DEVICE), fused.to(DEVICE)
+    norms = (weights[0].to(DEVICE), weights[1].to(DEVICE)) if norm else None
+    out = rope_cache_write(rows, cos.to(DEVICE), sin.to(DEVICE), written, slots.to(DEVICE), norms=norms, eps=1e-5)
     assert_close(written, expected)
-    assert_close(query_out, expected_query)
+    assert_close(out, rotated(query, angles) * length)
     untouched = torch.ones(48, dtype=torch.bool).index_fill(0, slots, False)
     before = cache.view(2, 48, num_kv_heads, head_dim)[:, untouched]
     assert torch.equal(written.cpu().view(2, 48, num_kv_heads, head_dim)[:, untouched], before)
-    assert torch.equal(key_in.cpu(), key)
-
-
-@quick
-@given(tokens=st.integers(1, 4), heads=st.sampled_from([1, 3, 12]), head_dim=st.sampled_from([16, 80, 128]),
-       dtype=st.sampled_from(DTYPES), seed=st.integers(0, 999))  # fmt: skip
-def test_rope_alone_turns_strided_heads_by_their_angle(tokens, heads, head_dim, dtype, seed):
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, heads + 2, head_dim, generator=rng).to(dtype)
-    angles = torch.rand(tokens, 1, head_dim // 2, generator=rng, dtype=torch.float64) * 6
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    tables = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)  # as rope.RotaryEmbedding makes them
-    out = apply_rope(x.to(DEVICE)[:, :heads], *(table.to(DEVICE) for table in tables))
-    pairs = torch.complex(*x[:, :heads].double().chunk(2, -1)) * torch.complex(cos.double(), sin.double())
-    assert_close(out, torch.cat((pairs.real, pairs.imag), -1))
+    assert torch.equal(rows.cpu(), fused)

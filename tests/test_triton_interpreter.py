@@ -41,3 +41,14 @@ def test_the_benchmark_runs_to_its_end_on_toy_sizes(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "kernels.png").stat().st_size > 10_000
     assert '"difference_from_sdpa"' in (tmp_path / "kernels.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROKEN, reason="Triton before 3.7 cannot interpret range() over tensors with numpy 2.4 or newer")
+def test_the_gpu_check_runs_to_its_end_on_toy_sizes(tmp_path):
+    command = [sys.executable, "-m", "pagedlab.bench.gpu_check", "--toy", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "All parts came to their end." in done.stdout
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"kernels.json", "kernels.png", "decode.json", "offline.json", "offline.png"} <= written

@@ -23,16 +23,18 @@ class DecodeStep:
     """One measured point. Times in milliseconds.
 
     Attributes:
-        batch, context: sequences, and tokens in each one's cache at the middle of the run
+        batch, context: sequences, and the mean number of tokens in their caches at the middle of the run
         graphs: were CUDA graphs on
+        ahead: was the next step scheduled and queued while the device computed this one
         step_ms: median of a whole engine step; `low` and `high` the 10th and 90th percentile
         roofline_ms: bytes / bandwidth
-        host_ms: scheduling and book-keeping in a step
+        host_ms: scheduling and book-keeping in a step; hidden behind the device where the engine runs ahead
     """
 
     batch: int
-    context: int
+    context: float
     graphs: bool
+    ahead: bool
     step_ms: float
     low: float
     high: float
@@ -68,9 +70,13 @@ def measure(
     dtype: str,
     bandwidth: float,
     graphs: bool,
-    num_steps: int = 64,
+    ahead: bool,
+    num_steps: int = 56,
 ) -> DecodeStep:
-    """Prefill `batch` prompts of `context` random tokens, then time the decode steps."""
+    """Prefill `batch` prompts of `context` random tokens, then time `num_steps` decode steps of all of them."""
+    budget = 8192 if device == "cuda" else 512
+    # The first prompts decode while the last ones are still being computed: none may end before the last step.
+    max_tokens = num_steps + -(-batch * context // budget) + 16
     llm = LLM(
         model,
         load_format="dummy",
@@ -78,37 +84,41 @@ def measure(
         dtype=dtype,
         skip_tokenizer_init=True,
         max_num_seqs=max(batch, 1),
-        max_num_batched_tokens=8192 if device == "cuda" else 512,
-        max_model_len=context + num_steps + 16,
+        max_num_batched_tokens=budget,
+        max_model_len=context + max_tokens,
         enable_prefix_caching=False,
         enforce_eager=not graphs,
+        async_scheduling=ahead,
     )
     engine = llm.llm_engine
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, engine.limits.vocab_size, (batch, context), generator=generator).tolist()
-    params = SamplingParams(temperature=0, max_tokens=num_steps + 8, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     for index, prompt in enumerate(prompts):
         engine.add_request(str(index), prompt, params)
     while any(request.num_output_tokens < 3 for request in engine.scheduler.unfinished()):
         engine.step()
     before = engine.stats()
+    num_cached = sum(request.num_computed_tokens for request in engine.scheduler.running) + batch * num_steps // 2
     times = []
-    for _ in range(num_steps - 8):
+    for _ in range(num_steps):
         start = time.perf_counter()
         engine.step()  # ends when the sampled tokens are on the host
         times.append(1e3 * (time.perf_counter() - start))
     after = engine.stats()
+    assert len(engine.scheduler.running) == batch, "a sequence ended during the measurement"
     host = after.schedule_time + after.update_time - before.schedule_time - before.update_time
     engine.abort_request([str(index) for index in range(batch)])
     times.sort()
     return DecodeStep(
         batch=batch,
-        context=context + num_steps // 2,
+        context=num_cached / batch,
         graphs=graphs,
+        ahead=ahead,
         step_ms=median(times),
         low=times[len(times) // 10],
         high=times[-1 - len(times) // 10],
-        roofline_ms=1e3 * bytes_read(llm, batch * (context + num_steps // 2)) / bandwidth,
+        roofline_ms=1e3 * bytes_read(llm, num_cached) / bandwidth,
         host_ms=1e3 * host / len(times),
     )
 

@@ -54,10 +54,6 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rope.RotaryEmbedding, are [num_tokens, 1, head_dim]; the first half of `sin` is already negative, so that a rotation
     is three operations and no concatenation.
     """
-    if fuses(x):
-        from pagedlab.runtime.kernels import rope
-
-        return rope.apply_rope(x, cos, sin)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 

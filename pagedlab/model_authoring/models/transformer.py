@@ -11,13 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pagedlab.model_authoring.models import ops
 from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.layers import Embedding, GatedMLP, Linear, RMSNorm
-from pagedlab.model_authoring.models.ops import apply_rope
 from pagedlab.model_authoring.models.rope import RotaryEmbedding
 
 AttentionFunction = Callable[..., Tensor]
-"""attention(layer, q, k, v, scale=, sliding_window=) -> output like q: runtime.attention.base.AttentionContext."""
+"""attention(layer, q, k, v, scale=, sliding_window=) -> output like q: runtime.attention.base.AttentionContext.
+
+One that has `rotates` set takes the projection itself, and norms, rotates and stores it in one kernel.
+"""
 
 
 class Attention(nn.Module):
@@ -34,7 +37,7 @@ class Attention(nn.Module):
         parts = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
         self.qkv_proj = Linear(config.hidden_size, parts, bias=config.attention_bias)
         self.o_proj = Linear(queries, {"o_proj": config.hidden_size}, bias=config.attention_output_bias)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.norm_eps = config.qk_norm, config.rms_norm_eps
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -42,12 +45,25 @@ class Attention(nn.Module):
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attention: AttentionFunction) -> Tensor:
         num_rotated = self.num_heads + self.num_kv_heads
         heads = self.qkv_proj(hidden).view(len(hidden), num_rotated + self.num_kv_heads, self.head_dim)
+        if ops.use_kernels and getattr(attention, "rotates", False):
+            norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else None
+            output = attention.from_projection(  # type: ignore[attr-defined]
+                self.layer,
+                heads,
+                cos,
+                sin,
+                norms=norms,
+                eps=self.norm_eps,
+                scale=self.scale,
+                sliding_window=self.sliding_window,
+            )
+            return self.o_proj(output.reshape(len(hidden), -1))
         # q and k are neighbours in the fused output: one rotation serves both, and v stays where it is.
         rotated, value = heads.split((num_rotated, self.num_kv_heads), dim=1)
         if self.qk_norm:
             query, key = rotated.split((self.num_heads, self.num_kv_heads), dim=1)
             rotated = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
-        query, key = apply_rope(rotated, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
+        query, key = ops.apply_rope(rotated, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
         output = attention(self.layer, query, key, value, scale=self.scale, sliding_window=self.sliding_window)
         return self.o_proj(output.reshape(len(hidden), -1))
 

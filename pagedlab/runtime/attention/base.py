@@ -62,6 +62,9 @@ class AttentionBackend(ABC):
     graph_safe: ClassVar[bool] = False
     """Launches the same kernels whatever the lengths are, so that a step can be recorded in a CUDA graph."""
 
+    rotates: ClassVar[bool] = False
+    """Has a `rotate_and_write`, which takes a projection as it comes."""
+
     @classmethod
     def unsupported_reason(
         cls, *, device: torch.device, dtype: torch.dtype, head_dim: int, block_size: int
@@ -82,6 +85,29 @@ class AttentionBackend(ABC):
         slots = kv_cache.view(2, num_blocks * block_size, num_kv_heads, head_dim)
         slots[0].index_copy_(0, slot_mapping, key)
         slots[1].index_copy_(0, slot_mapping, value)
+
+    def rotate_and_write(
+        self,
+        heads: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> Tensor:
+        """Head norms, rotary embedding and `write` in one pass, where `rotates` says that there is one.
+
+        Args:
+            heads: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values
+            cos, sin: [num_tokens, 1, head_dim], the first half of sin negated
+            norms: RMSNorm weights [head_dim] for query and key heads, or None
+            eps: of the norms
+
+        Returns:
+            the rotated queries [num_tokens, num_heads, head_dim].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not rotate: its `rotates` is False")
 
     @abstractmethod
     def attend(
@@ -140,7 +166,32 @@ class AttentionContext:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, sliding_window: int | None = None
     ) -> Tensor:
         """Write this step's keys and values for `layer`, then attend. Shapes `[num_tokens, heads, head_dim]`."""
-        cache = self.kv_caches[layer]
-        self.backend.write(key, value, cache, self.metadata.slot_mapping)
+        self.backend.write(key, value, self.kv_caches[layer], self.metadata.slot_mapping)
+        return self._attend(layer, query, scale, sliding_window)
+
+    @property
+    def rotates(self) -> bool:
+        """May a model hand over its projection as it comes (`from_projection`)?"""
+        return self.backend.rotates
+
+    def from_projection(
+        self,
+        layer: int,
+        heads: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        """Norm, rotate, write and attend; arguments as in AttentionBackend.rotate_and_write."""
+        slots = self.metadata.slot_mapping
+        query = self.backend.rotate_and_write(heads, cos, sin, self.kv_caches[layer], slots, norms, eps)
+        return self._attend(layer, query, scale, sliding_window)
+
+    def _attend(self, layer: int, query: Tensor, scale: float, sliding_window: int | None) -> Tensor:
         self.metadata.plan = self.plans[sliding_window]
+        cache = self.kv_caches[layer]
         return self.backend.attend(query, cache, self.metadata, scale=scale, sliding_window=sliding_window)

@@ -60,6 +60,7 @@ class TritonBackend(AttentionBackend):
 
     name: ClassVar[str] = "triton"
     graph_safe: ClassVar[bool] = True
+    rotates: ClassVar[bool] = True
 
     def __init__(self, *, check_tables: bool = False) -> None:
         if importlib.util.find_spec("triton") is None:
@@ -132,16 +133,47 @@ class TritonBackend(AttentionBackend):
         self._check_rows("value", value)
         if value.shape != key.shape or value.dtype != key.dtype:
             raise BackendError(f"key {tuple(key.shape)} and value {tuple(value.shape)} must agree in shape and dtype")
-        _check_index("slot_mapping", slot_mapping, torch.int64, key.device)
-        if slot_mapping.shape != key.shape[:1]:
-            raise BackendError(f"slot_mapping has {slot_mapping.numel()} slots for {key.shape[0]} tokens: one a token")
+        self._check_slots(slot_mapping, key, kv_cache)
+        cache_write(key, value, kv_cache, slot_mapping)
+
+    def rotate_and_write(
+        self,
+        heads: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> Tensor:
+        from pagedlab.runtime.kernels.rope import rope_cache_write
+
+        num_tokens, num_rows, head_dim = heads.shape
+        self._check_cache(heads, kv_cache, num_kv_heads=kv_cache.shape[3])
+        self._check_rows("heads", heads)
+        if num_rows <= 2 * kv_cache.shape[3]:
+            raise BackendError(
+                f"heads has {num_rows} rows a token: queries, keys and values of {kv_cache.shape[3]} KV heads need more"
+            )
+        self._check_slots(slot_mapping, heads, kv_cache)
+        for name, table in (("cos", cos), ("sin", sin)):
+            if table.shape != (num_tokens, 1, head_dim) or not table.is_contiguous() or table.device != heads.device:
+                raise BackendError(
+                    f"{name} must be contiguous [{num_tokens}, 1, {head_dim}] on {heads.device}, not "
+                    f"{list(table.shape)} with strides {table.stride()} on {table.device}"
+                )
+        return rope_cache_write(heads, cos, sin, kv_cache, slot_mapping, norms=norms, eps=eps)
+
+    def _check_slots(self, slot_mapping: Tensor, rows: Tensor, kv_cache: Tensor) -> None:
+        _check_index("slot_mapping", slot_mapping, torch.int64, rows.device)
+        if slot_mapping.shape != rows.shape[:1]:
+            raise BackendError(f"slot_mapping has {slot_mapping.numel()} slots for {rows.shape[0]} tokens: one a token")
         if self._check_tables and slot_mapping.numel():
             low, high = (int(v) for v in slot_mapping.aminmax())
             if low < 0 or high >= kv_cache.shape[1] * kv_cache.shape[2]:
                 raise BackendError(
                     f"slot_mapping holds slots {low} to {high}, outside a cache of {kv_cache.shape[1]} blocks"
                 )
-        cache_write(key, value, kv_cache, slot_mapping)
 
     def attend(
         self, query: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, *, scale: float, sliding_window: int | None

@@ -56,11 +56,8 @@ POINTERS = {
     "seq_lens_ptr": "*i32",
     "pairs_ptr": "*i32",
     "slots_ptr": "*i64",
-    "positions_ptr": "*i64",
     "partial_ptr": "*fp32",
     "lse_ptr": "*fp32",
-    "cos_ptr": "*fp32",
-    "sin_ptr": "*fp32",
 }
 """Pointers whose type is not the model's."""
 
@@ -161,9 +158,9 @@ def cases(arch: int) -> Iterator[Case]:
     yield Case("block copy", block_copy_kernel, {"BLOCK": 16384, "CHUNK": 4096}, 4)
     yield Case("residual + RMSNorm", rms_norm_kernel, {"HIDDEN": 4096, "HIDDEN_PAD": 4096, "ADD": True}, 4)
     yield Case("silu * up", silu_mul_kernel, {"INTERMEDIATE": 14336, "BLOCK": 1024}, 4)
-    heads = {"NUM_HEADS": 32, "NUM_HEADS_PAD": 32, "NUM_KV_HEADS": 8, "NUM_KV_HEADS_PAD": 8, "HEAD_DIM": 128}
-    rope = {**heads, "HALF": 64, "HALF_PAD": 64, "BLOCK_SIZE": 16, "ROW_PAD": 1024}
-    yield Case("RoPE + cache write", rope_cache_write_kernel, rope, 4)
+    heads = {"NUM_HEADS": 32, "NUM_HEADS_PAD": 32, "NUM_KV_HEADS": 8, "NUM_KV_HEADS_PAD": 8}
+    rope = {"NORM": True, **heads, "HALF": 64, "HALF_PAD": 64, "BLOCK_SIZE": 16, "ROW_PAD": 1024}
+    yield Case("head norms + RoPE + cache write", rope_cache_write_kernel, rope, 4)
 
 
 def compile_case(case: Case, arch: int) -> Report:
