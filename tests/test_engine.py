@@ -89,8 +89,6 @@ def test_every_request_gets_its_own_tokens_whatever_shares_the_engine(
 ) -> None:
     """Chunks, prefix hits, forks, preemption of both kinds, aborts: the oracle has no memory and no batch."""
     longest = max(-(-(len(r["prompt"]) + r["max_tokens"]) // block_size) for r in workload)
-    if ahead:  # only where there is room does the engine run ahead at all
-        longest += budget // block_size + 8
     engine = memory_engine(
         async_scheduling=ahead,
         num_blocks=longest + spare_blocks + 1,
@@ -273,19 +271,28 @@ def test_running_ahead_a_sequence_that_ends_by_length_is_computed_no_step_too_lo
 
 
 def test_running_ahead_waits_where_the_next_step_depends_on_the_tokens() -> None:
-    """Forks, beams and penalties look at the newest token; so does a pool that may have to preempt."""
-    for options, blocks in (
-        (params(6, n=2), 200),
-        (params(6, repetition_penalty=1.2), 200),
-        (BeamSearchParams(2, 6), 200),
-        (params(6), 8),
-    ):
-        engine = memory_engine(num_blocks=blocks, async_scheduling=True)
+    """Forks, beams and penalties look at the newest token."""
+    for options in (params(6, n=2), params(6, repetition_penalty=1.2), BeamSearchParams(2, 6)):
+        engine = memory_engine(num_blocks=200, async_scheduling=True)
         engine.add_request("a", [1, 2, 3], options)  # type: ignore[arg-type]
         engine.step()
         worker = engine.executor.worker
         assert isinstance(worker, MemoryWorker) and not worker.num_ahead
         run(engine)
+
+
+def test_an_engine_that_runs_ahead_preempts_only_what_has_no_token_in_flight() -> None:
+    """In a pool that is too small it runs ahead as long as blocks last, waits, preempts, and goes on."""
+    engine = memory_engine(num_blocks=14, block_size=2, async_scheduling=True)
+    prompts = [[i + 1] * 4 for i in range(5)]
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params(12))
+    done = run(engine)
+    worker = engine.executor.worker
+    assert isinstance(worker, MemoryWorker)
+    assert engine.stats().num_preemptions > 0 and worker.num_ahead > 5
+    for i, prompt in enumerate(prompts):
+        assert done[str(i)].outputs[0].token_ids == expected_output(prompt, 7, 12)
 
 
 def test_blocks_of_a_step_ahead_are_offered_to_others_only_with_known_tokens() -> None:

@@ -263,8 +263,7 @@ class LLMEngine:
                 "abort them, and check scheduler_cls and block_manager_cls."
             )
         self._in_flight = None
-        if self.runs_ahead and self.scheduler.may_run_ahead(step.schedule):
-            self.scheduler.advance(step.schedule)
+        if self.runs_ahead and self.scheduler.advance(step.schedule):
             self._in_flight = step  # should the next launch raise, this one is still to be collected
             self._in_flight = self._launch()
         self.tracer.step = step.number

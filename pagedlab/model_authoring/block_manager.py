@@ -147,6 +147,13 @@ class BlockManager:
             table.append(self.pool.allocate())
         return True
 
+    def num_blocks_to_take(self, request: Request, num_tokens: int) -> int:
+        """Free blocks that `allocate(request, num_tokens)` would take now."""
+        blocks = self.tables[request].blocks
+        first_written = request.num_computed_tokens // self.block_size
+        shared = sum(blocks[i].ref_count > 1 for i in range(first_written, len(blocks)))
+        return shared + max(0, self.blocks_for(num_tokens) - len(blocks))
+
     def mark_computed(self, request: Request) -> None:
         """Offer blocks that are now full to the prefix cache.
 

@@ -277,25 +277,17 @@ class Scheduler:
 
     # ---- running ahead ------------------------------------------------------------------------------------------
 
-    def may_run_ahead(self, schedule: Schedule) -> bool:
-        """Can the step after `schedule` be decided before its tokens are known?
+    def advance(self, schedule: Schedule) -> bool:
+        """Book a step as launched, ahead of its tokens. True if the step after it can be decided now.
 
-        A decode needs to know that there is a token, not which one: the device has it. Not so a fork (n > 1), a beam,
-        or a sampler that looks back at the output (penalties). And nobody may be preempted in the meantime, so the
-        pool must have room for whatever one step can ask for. All of this is the common case of a large pool.
+        Its tokens count as computed, for what is launched next runs behind it on the device and may read what it
+        writes; what it samples is in flight until `update`. A decode needs to know that there is a token, not which
+        one: the device has it. Not so a fork (n > 1), a beam, or a sampler that looks back at the output (penalties).
+        And nobody may be preempted with a token in flight, so the pool must have what the next step can ask for.
         """
-        for item in schedule.items:
-            request = item.request
+        for request in (item.request for item in schedule.items):
             if request.pending_forks or request.num_candidates or request.params.changes_logits:
                 return False
-        most_new_blocks = 2 * len(self.running) + self.max_num_batched_tokens // self.block_manager.block_size
-        return most_new_blocks <= self.block_manager.num_free_blocks
-
-    def advance(self, schedule: Schedule) -> None:
-        """Book a step as launched: its tokens count as computed, and what it samples is in flight until `update`.
-
-        What is launched next runs behind it on the device, so it may read what `schedule` writes.
-        """
         index = 0
         for item in schedule.items:
             if not item.request.is_finished:
@@ -303,6 +295,19 @@ class Scheduler:
                 for sequence in item.sampled:
                     sequence.num_in_flight, sequence.sampled_index = 1, index
             index += len(item.sampled)
+        return self._needs_no_preemption()
+
+    def _needs_no_preemption(self) -> bool:
+        """Are the blocks there that the running requests ask for in the next step?"""
+        manager = self.block_manager
+        at_most = 2 * len(self.running) + self.max_num_batched_tokens // manager.block_size
+        if at_most <= manager.num_free_blocks:
+            return True  # the common case of a large pool: no need to look at every request
+        needed = 0
+        for request in self.running:
+            num_new = min(request.num_uncomputed_tokens, self.max_tokens_per_request)
+            needed += manager.num_blocks_to_take(request, request.num_computed_tokens + num_new)
+        return needed <= manager.num_free_blocks
 
     def _fork_pending(self, request: Request) -> None:
         """The prompt of n completions is computed: from here on they are n requests."""
@@ -340,6 +345,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Take a running request's blocks; it waits, and loses no token."""
+        assert not request.num_in_flight, "advance said that nobody would have to be preempted"
         swapped = self.preemption_mode == "swap" and self.block_manager.swap_out(request)
         if not swapped:
             self.block_manager.free(request)
