@@ -352,6 +352,13 @@ def test_properties_modules_and_classes_have_source(screen: Screen) -> None:
     assert "@property" in screen.text and "class Row" in screen.text
 
 
+def test_a_function_that_torch_has_decorated_has_its_own_source(screen: Screen) -> None:
+    from pagedlab.basics.generation import generate_naive
+
+    course.show_source(generate_naive)
+    assert "# pagedlab/basics/generation.py" in screen.text and "@torch.inference_mode()\ndef generate_naive" in screen.text
+
+
 class Outside:
     @cached_property
     def method(self) -> int:

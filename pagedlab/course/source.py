@@ -56,13 +56,13 @@ def locate(obj: Any) -> tuple[str, int, list[str]]:
 
 
 def unwrapped(obj: Any) -> Any:
-    """The function inside a property, a cached property or a Triton kernel."""
+    """The function inside a property, a cached property, a decorator such as torch.inference_mode, a Triton kernel."""
     if isinstance(obj, property):
         return obj.fget
     if isinstance(obj, cached_property):
         return obj.func
     inner = getattr(obj, "fn", None)
-    return inner if inspect.isfunction(inner) else obj
+    return inner if inspect.isfunction(inner) else inspect.unwrap(obj) if inspect.isfunction(obj) else obj
 
 
 def selected_methods(cls: Any, names: Sequence[str]) -> tuple[str, str, str]:
