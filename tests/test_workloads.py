@@ -297,6 +297,17 @@ def test_reserve_max_is_never_fragmented_by_others() -> None:
     assert find_external_failure(make_allocator("reserve-max", 15728), requests) is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_work_grows_with_requests_and_not_with_their_length(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes 100,000 requests a matter of seconds: memory is touched at events, a few for each request."""
+    allocator = make_allocator(kind, 15728)
+    calls, grow = [0], allocator.extend_all
+    monkeypatch.setattr(allocator, "extend_all", lambda n: (calls.__setitem__(0, calls[0] + 1), grow(n))[1])
+    run = simulate_memory(allocator, make_workload(300, Lengths(*SHAREGPT_MEANS)))
+    assert calls[0] <= 2 * (run.admitted + run.preemptions) + 2
+    assert run.written_tokens > 100 * run.admitted
+
+
 def test_an_idle_memory_is_free() -> None:
     requests = [TraceRequest(0.0, 1, 1), TraceRequest(30.0, 1, 1)]
     run = simulate_memory(make_allocator("paged", 160), requests, seconds_per_step=0.03, warmup=0.0)
