@@ -356,7 +356,10 @@ def test_a_function_that_torch_has_decorated_has_its_own_source(screen: Screen) 
     from pagedlab.basics.generation import generate_naive
 
     course.show_source(generate_naive)
-    assert "# pagedlab/basics/generation.py" in screen.text and "@torch.inference_mode()\ndef generate_naive" in screen.text
+    assert (
+        "# pagedlab/basics/generation.py" in screen.text
+        and "@torch.inference_mode()\ndef generate_naive" in screen.text
+    )
 
 
 class Outside:
