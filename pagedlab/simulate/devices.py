@@ -6,6 +6,7 @@ Where the slanted roof (bandwidth) meets the flat one (arithmetic) is the ridge 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,11 +121,8 @@ def measure_this_cpu(dtype: torch.dtype = torch.float32, repeats: int = 5) -> De
 
 
 def fastest(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of several runs, after one that warms up.
-
-    With one thread it is time of the processor, which stands still while another program has the core.
-    """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Seconds of the fastest of several runs, after one that warms up."""
+    clock = busy_clock()
     run()
     best = float("inf")
     for _ in range(repeats):
@@ -132,3 +130,13 @@ def fastest(run: Callable[[], object], repeats: int) -> float:
         run()
         best = min(best, clock() - start)
     return best
+
+
+def busy_clock() -> Callable[[], float]:
+    """The clock that disturbs a measurement least: a function that returns seconds.
+
+    With one thread it is time of the processor, which stands still while another program has the core. With several
+    that would add up, and on Windows it ticks only every 16 ms: there it is the wall clock.
+    """
+    alone = torch.get_num_threads() == 1 and sys.platform != "win32"
+    return time.process_time if alone else time.perf_counter

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from pagedlab.simulate.devices import Device
 from pagedlab.visualize.style import PALETTE, legend_below, new_figure
@@ -78,8 +79,7 @@ def draw_points(axes: Axes, points: Sequence[Point], device: Device) -> None:
                 textcoords="offset points",
                 ha="left" if below else "right",
                 fontsize=9,
-                color=style["color"],
-                fontweight="bold",
+                color="#333333",
             )
 
 
@@ -92,6 +92,8 @@ def time_against_rows(
 ) -> Figure:
     """Measured time of a layer for each number of rows, over the two floors that meet at the ridge.
 
+    A third line is what the first measurement would come to if every row read the weights for itself.
+
     Args:
         rows, seconds: as measured.
         read_seconds: to read the weights once.
@@ -103,6 +105,8 @@ def time_against_rows(
     ridge = read_seconds / seconds_per_row
     axes.plot(xs, xs * seconds_per_row * 1e3, ":", color=PALETTE["vermillion"], label="arithmetic of the rows")
     axes.axhline(read_seconds * 1e3, linestyle="--", color=PALETTE["orange"], label="reading the weights once")
+    one_by_one = xs * seconds[0] / rows[0] * 1e3
+    axes.plot(xs, one_by_one, "-.", color=PALETTE["grey"], linewidth=1.4, label="one row at a time")
     axes.plot(rows, np.array(seconds) * 1e3, "o-", color=PALETTE["blue"], label="measured", zorder=4)
     axes.axvline(ridge, color=PALETTE["grey"], linewidth=1.2)
     place: dict[str, Any] = {"xytext": (5, 4), "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
@@ -110,8 +114,10 @@ def time_against_rows(
     axes.set(xscale="log", yscale="log", xlabel="rows in one multiplication", ylabel="time (ms)", title=title)
     axes.set_xticks(list(rows), [str(row) for row in rows])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=read_seconds * 1e3 / 3)
-    legend_below(axes, columns=3)
+    legend_below(axes, columns=4)
     return figure
 
 

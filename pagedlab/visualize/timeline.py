@@ -120,7 +120,7 @@ def write_labels(
     """Each label into its bar, if the bar is wide enough for it at notebook width."""
     for span in spans:
         width = (span.end - span.start) / length if length else 0
-        if span.label and width > 0.012 * (len(span.label) + 1):
+        if span.label and width > 0.011 * len(span.label) + 0.006:
             middle = ((span.start + span.end) / 2 - origin) * factor
             light = colours[span.kind] in (PALETTE["light"], PALETTE["orange"], PALETTE["yellow"], PALETTE["sky"])
             colour = "black" if light else "white"
