@@ -105,6 +105,8 @@ def validation_error(errors: list[Mapping[str, Any]]) -> ApiError:
     location = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is no valid JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
+    if first["type"] == "value_error" and not location:  # of the body as a whole: options that contradict each other
+        return ApiError(400, str(first["msg"]).removeprefix("Value error, "))
     if not location:
         return ApiError(400, "The body must be a JSON object.")
     if first["type"] == "extra_forbidden":
