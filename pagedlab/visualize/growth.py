@@ -110,11 +110,12 @@ def _draw_cells(axes: Axes, cells: np.ndarray) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def bytes_bars(bars: Sequence[tuple[str, str, int]], title: str | None = None) -> Figure:
+def bytes_bars(bars: Sequence[tuple[str, str, int]], title: str | None = None, of: str = "all layers") -> Figure:
     """Horizontal bars on a logarithmic axis: what one token leaves in the cache.
 
     Args:
         bars: name, kind (MHA, GQA, MQA or MLA, which gives the colour and stands in the legend) and bytes a token.
+        of: which layers the bytes are of, for the label of the axis.
     """
     if not bars or any(size <= 0 for _, _, size in bars):
         raise CourseError("Bars on a logarithmic axis need one positive number of bytes or more.")
@@ -122,15 +123,14 @@ def bytes_bars(bars: Sequence[tuple[str, str, int]], title: str | None = None) -
     axes = figure.subplots()
     names, kinds, sizes = zip(*bars, strict=True)
     drawn = axes.barh(range(len(bars)), sizes, color=[KINDS[kind] for kind in kinds], height=0.7)
-    axes.bar_label(
-        drawn, [f"{size / 1024:,.0f} KiB  {kind}" for size, kind in zip(sizes, kinds, strict=True)], padding=4
-    )
+    labels = [f"{_three_digits(size / 1024)} KiB  {kind}" for size, kind in zip(sizes, kinds, strict=True)]
+    axes.bar_label(drawn, labels, padding=4)
     axes.set_yticks(range(len(bars)), names)
     axes.invert_yaxis()
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(sizes) / 2, max(sizes) * 4)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1024:g}"))
-    axes.set_xlabel("KiB a token, all layers (logarithmic axis)")
+    axes.set_xlabel(f"KiB a token, {of} (logarithmic axis)")
     axes.grid(axis="y", visible=False)
     present = {kind: KINDS[kind] for kind in KINDS if kind in kinds}
     axes.legend(handles=[Patch(color=colour, label=kind) for kind, colour in present.items()], loc="lower right")
@@ -139,3 +139,7 @@ def bytes_bars(bars: Sequence[tuple[str, str, int]], title: str | None = None) -
 
 def _plain(value: float, _position: int | None = None) -> str:
     return f"{value:,.10g}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
