@@ -40,6 +40,14 @@ def test_memory_from_before_does_not_count_even_when_it_is_let_go() -> None:
     assert profile.peak_bytes == profile.live_bytes[-1] == 10
 
 
+def test_memory_of_an_earlier_profile_does_not_count_when_it_is_let_go() -> None:
+    """A garbage collection in the middle of a run must not make its peak look lower."""
+    old = [profile_memory(lambda: torch.zeros(1000, dtype=torch.uint8))[0]]
+    old_clear = old.clear
+    _, profile = profile_memory(lambda: (old_clear(), torch.empty(10, dtype=torch.uint8))[1])
+    assert profile.peak_bytes == profile.live_bytes[-1] == 10
+
+
 def test_scratch_inside_a_kernel_is_seen() -> None:
     """A dispatcher hook sees the results of operators alone; the fused attention kernel's own buffers are here too."""
     query = torch.randn(1, 4, 512, 64)

@@ -8,12 +8,12 @@ profiler of every block it hands out and takes back, kernels' scratch space incl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
+from torch._C._profiler import _EventType as EventType
 
 Result = TypeVar("Result")
 
@@ -47,14 +47,26 @@ def profile_memory(run: Callable[[], Result]) -> tuple[Result, MemoryProfile]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         result = run()
-    recorder: Any = profiler.profiler
-    events = [event for event in recorder.kineto_results.events() if event.name() == "[memory]"]
-    events = sorted((event for event in events if event.device_type() == torch.autograd.DeviceType.CPU), key=_start)
-    begin = _start(events[0]) if events else 0
-    return result, MemoryProfile(
-        [(_start(event) - begin) * 1e-9 for event in events], list(accumulate(event.nbytes() for event in events))
-    )
+    events = sorted(allocations(profiler), key=lambda event: event.start_time_ns)
+    held: dict[int, int] = {}
+    total, seconds, live = 0, [], []
+    for event in events:
+        address, amount = event.typed[1].ptr, event.typed[1].alloc_size
+        if amount > 0:
+            held[address] = amount
+            total += amount
+        else:
+            total -= held.pop(address, 0)  # 0: older than the profile
+        seconds.append((event.start_time_ns - events[0].start_time_ns) * 1e-9)
+        live.append(total)
+    return result, MemoryProfile(seconds, live)
 
 
-def _start(event: Any) -> int:
-    return event.start_ns()
+def allocations(profiler: Any) -> Iterator[Any]:
+    """Every allocation and release on the CPU that a profiler saw, in no order."""
+    waiting = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.typed[0] == EventType.Allocation and event.typed[1].device.type == "cpu":
+            yield event
