@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,6 +64,7 @@ class Pending:
         stream, index: who awaits it, and its number there
         num_prompt_tokens: its share of the token bound
         arrival_time, first_token_time, last_token_time, num_tokens: what latency is computed from
+        trace_headers: W3C trace context that it came with
     """
 
     stream: RequestStream
@@ -73,6 +74,7 @@ class Pending:
     first_token_time: float | None = None
     last_token_time: float | None = None
     num_tokens: int = 0
+    trace_headers: Mapping[str, str] | None = None
 
 
 class AsyncLLMEngine:
@@ -98,7 +100,7 @@ class AsyncLLMEngine:
         max_pending_requests: int = 1024,
         max_pending_tokens: int = 1 << 20,
         on_step: Callable[[StepReport, dict[str, Pending]], None] | None = None,
-        on_abort: Callable[[Pending], None] | None = None,
+        on_abort: Callable[[str, Pending], None] | None = None,
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.limits = engine.limits
@@ -154,6 +156,7 @@ class AsyncLLMEngine:
         *,
         priority: int = 0,
         cache_salt: str | None = None,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> RequestStream:
         """Queue one call's prompts, all of them or none; read the outputs from the stream, and close it.
 
@@ -174,7 +177,7 @@ class AsyncLLMEngine:
         stream = RequestStream(request_ids, self.abort)
         now = time.perf_counter()
         for index, (one, (text, token_ids)) in enumerate(zip(request_ids, parsed, strict=True)):
-            self.pending[one] = Pending(stream, index, len(token_ids), now)
+            self.pending[one] = Pending(stream, index, len(token_ids), now, trace_headers=trace_headers)
             self.num_pending_tokens += len(token_ids)
             prompt = {"prompt": text, "prompt_token_ids": token_ids}
             self._commands.put(self._adding(one, prompt, params, priority, cache_salt))
@@ -212,7 +215,7 @@ class AsyncLLMEngine:
         for request_id in known:
             one = self._forget(request_id)
             if self.on_abort is not None and one is not None:
-                self.on_abort(one)
+                self.on_abort(request_id, one)
         if known and self.is_alive:
             self._commands.put(lambda: self._abort(known))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version as installed_version
@@ -13,14 +12,16 @@ from fastapi.openapi.utils import get_openapi
 
 from pagedlab.interfaces.async_engine import AsyncLLMEngine
 from pagedlab.interfaces.engine import LLMEngine
-from pagedlab.interfaces.openai_server import chat, completions, embeddings, status, tokenization
+from pagedlab.interfaces.openai_server import chat, completions, dashboard, embeddings, status, tokenization
 from pagedlab.interfaces.openai_server.api_layer import ApiLayer
 from pagedlab.interfaces.openai_server.errors import ErrorResponse, install_error_handlers
 from pagedlab.interfaces.openai_server.metrics import ServerMetrics
+from pagedlab.interfaces.openai_server.observer import Observer
 from pagedlab.interfaces.openai_server.serving import Serving
 from pagedlab.interfaces.openai_server.settings import ServerSettings
+from pagedlab.interfaces.openai_server.spans import RequestSpans, otlp_exporter
 
-ROUTERS = (status.router, completions.router, chat.router, embeddings.router, tokenization.router)
+ROUTERS = (status.router, completions.router, chat.router, embeddings.router, tokenization.router, dashboard.router)
 ERROR_STATUSES = (400, 401, 404, 405, 408, 413, 415, 429, 500, 503, 504)
 
 
@@ -41,8 +42,10 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
     serving = Serving(settings, async_engine, tokenizer, default_name)
     metrics = ServerMetrics(serving.names[0])
     metrics.watch(async_engine)
-    async_engine.on_step = metrics.observe
-    async_engine.on_abort = lambda one: metrics.abort(one, time.perf_counter())
+    endpoint = settings.otlp_traces_endpoint
+    observer = Observer(metrics, RequestSpans(otlp_exporter(endpoint), serving.names[0]) if endpoint else None)
+    async_engine.on_step = observer.step
+    async_engine.on_abort = observer.abort
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,6 +58,7 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
     )
     app.state.serving = serving
     app.state.metrics = metrics
+    app.state.observer = observer
     errors: dict[int | str, dict[str, Any]] = {one: {"model": ErrorResponse} for one in ERROR_STATUSES}
     for router in ROUTERS:
         app.include_router(router, responses=errors)

@@ -17,6 +17,7 @@ LONG = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 
 SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 NUM_RECENT = 1024
+RATE_SECONDS = 5
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,10 +61,15 @@ class ServerMetrics:
         self.iteration_tokens = histogram("iteration_tokens_total", "Tokens computed in a step.", SIZES)
         self.recent_ttft: deque[float] = deque(maxlen=NUM_RECENT)
         self.recent_tpot: deque[float] = deque(maxlen=NUM_RECENT)
+        self._recent_tokens: deque[tuple[float, int]] = deque(maxlen=8 * NUM_RECENT)
 
     def watch(self, engine: AsyncLLMEngine) -> None:
         """Also show the engine's own counters."""
         self.registry.register(EngineCollector(engine, self._name))
+
+    def tokens_per_second(self, now: float) -> float:
+        """Tokens generated over the last seconds; those of a request that is not streamed count when it ends."""
+        return sum(count for moment, count in self._recent_tokens if moment > now - RATE_SECONDS) / RATE_SECONDS
 
     def exposition(self) -> tuple[bytes, str]:
         """Prometheus' text, and its content type."""
@@ -94,6 +100,7 @@ class ServerMetrics:
         if not num_new:
             return
         self.generation_tokens.inc(num_new)
+        self._recent_tokens.append((now, num_new))
         one.num_tokens += num_new
         if one.first_token_time is None:
             metrics = output.metrics

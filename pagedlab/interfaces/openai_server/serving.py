@@ -27,6 +27,9 @@ from pagedlab.sampling_params import SamplingParams
 SHORT_TEXT = 2048
 """Characters that the event loop tokenizes by itself (well under a millisecond); longer texts go to a thread."""
 
+TRACE_HEADERS = ("traceparent", "tracestate")
+"""W3C trace context: the client's span becomes the parent of the request's."""
+
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -57,6 +60,9 @@ class Serving:
         self.created = int(time.time())
         self.is_draining = False
         self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
+
+    def close(self) -> None:
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     # ---- what a request asks for --------------------------------------------------------------------------------
 
@@ -144,7 +150,12 @@ class Serving:
         request_id = f"{kind}-{request.state.request_id}"
         request.state.engine_request_id = request_id
         return self.engine.submit(
-            request_id, [prompt.for_engine() for prompt in prompts], params, priority=priority, cache_salt=salt
+            request_id,
+            [prompt.for_engine() for prompt in prompts],
+            params,
+            priority=priority,
+            cache_salt=salt,
+            trace_headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
         )
 
     async def outputs(self, request: Request, stream: RequestStream) -> list[Output]:

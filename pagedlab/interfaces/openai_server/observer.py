@@ -1,0 +1,115 @@
+"""Observer: everything that is told of a step and of a request's end: metrics, log lines, trace events, spans."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pagedlab.interfaces.async_engine import Pending, StepReport
+from pagedlab.interfaces.openai_server.metrics import ServerMetrics
+from pagedlab.interfaces.openai_server.spans import RequestSpans
+from pagedlab.interfaces.openai_server.telemetry import interface_log, model_authoring_log, runtime_log
+from pagedlab.interfaces.outputs import RequestOutput
+from pagedlab.trace import TraceEvent, Tracer
+
+MAX_EVENTS = 200_000
+
+
+class Observer:
+    """Runs on the event loop, after a step and before its readers wake: it costs the engine's thread nothing.
+
+    Args:
+        metrics: counts all.
+        spans: sends each request to an OpenTelemetry collector; None sends nothing.
+    """
+
+    def __init__(self, metrics: ServerMetrics, spans: RequestSpans | None = None) -> None:
+        self.metrics = metrics
+        self.spans = spans
+        self.events: deque[TraceEvent] = deque(maxlen=MAX_EVENTS)
+        self._scheduled: list[str] = []
+
+    def step(self, report: StepReport, pending: dict[str, Pending]) -> None:
+        self.metrics.observe(report, pending)
+        self.events.extend(report.events)
+        if interface_log.isEnabledFor(logging.DEBUG):
+            for event in report.events:
+                self._log_event(event)
+        for output in report.outputs:
+            one = pending.get(output.request_id)
+            if one is not None and output.finished:
+                if isinstance(output, RequestOutput):
+                    log_request(one, output, report.time)
+                if self.spans is not None:
+                    self.spans.send(one, output, report.time)
+
+    def abort(self, request_id: str, one: Pending) -> None:
+        now = time.perf_counter()
+        self.metrics.abort(one, now)
+        interface_log.info("aborted", extra={"request_id": request_id, "output_tokens": one.num_tokens})
+
+    def chrome_trace(self) -> dict[str, Any]:
+        """The recorded events, for Perfetto or chrome://tracing."""
+        return self._tracer().chrome_trace()
+
+    def save_chrome_trace(self, path: str | Path) -> None:
+        self._tracer().save_chrome_trace(path)
+
+    def close(self) -> None:
+        if self.spans is not None:
+            self.spans.close()
+
+    def _tracer(self) -> Tracer:
+        tracer = Tracer()
+        tracer.events = self.events
+        return tracer
+
+    def _log_event(self, event: TraceEvent) -> None:
+        """One line an event. What concerns a whole batch names the requests that the scheduler put into it."""
+        if event.name == "schedule":
+            self._scheduled = list(event.args.get("requests", ()))
+        details: dict[str, Any] = {"step": event.step, **event.args}
+        if event.request_id is None:
+            details["requests"] = event.args.get("requests", self._scheduled)
+        if event.duration:
+            details["milliseconds"] = round(event.duration * 1e3, 3)
+        extra = {"request_id": event.request_id, "event": event.name, "details": details}
+        logging.getLogger(f"pagedlab.{event.layer}").debug(event.name, extra=extra)
+
+
+def log_request(one: Pending, output: RequestOutput, now: float) -> None:
+    """A finished request in three lines: each layer's share of its time, in seconds."""
+    request_id = output.request_id
+    reasons = sorted({str(completion.finish_reason) for completion in output.outputs})
+    interface_log.info(
+        "finished",
+        extra={
+            "request_id": request_id,
+            "reason": ",".join(reasons),
+            "prompt_tokens": one.num_prompt_tokens,
+            "output_tokens": one.num_tokens,
+            "seconds": round(now - one.arrival_time, 4),
+        },
+    )
+    scheduled = output.metrics.first_scheduled_time if output.metrics else None
+    if scheduled is None or one.first_token_time is None:
+        return
+    model_authoring_log.info(
+        "scheduled",
+        extra={
+            "request_id": request_id,
+            "queue_seconds": round(max(0.0, scheduled - one.arrival_time), 4),
+            "cached_tokens": output.num_cached_tokens,
+        },
+    )
+    runtime_log.info(
+        "computed",
+        extra={
+            "request_id": request_id,
+            "prefill_seconds": round(max(0.0, one.first_token_time - scheduled), 4),
+            "decode_seconds": round(max(0.0, now - one.first_token_time), 4),
+        },
+    )
