@@ -8,7 +8,7 @@ from pagedlab.errors import CourseError
 from pagedlab.runtime.memory_profile import MemoryProfile
 from pagedlab.simulate.chunking import TradeOff
 from pagedlab.visualize.streams import StreamRun, token_streams
-from pagedlab.visualize.tradeoff import live_memory, short, trade_off
+from pagedlab.visualize.tradeoff import live_memory, peak_memory, short, trade_off
 
 POINTS = [TradeOff(64, 4.0, 0.2, 300.0), TradeOff(256, 3.0, 0.5, 400.0), TradeOff(1024, 2.0, 2.0, 500.0)]
 RUN = StreamRun("whole", {"chat 1": [0.0, 1.0, 4.0], "chat 2": [0.1, 1.1, 3.9]}, 1.2, [(1.2, 3.8)])
@@ -81,3 +81,15 @@ def test_live_memory_draws_each_profile_and_its_peak() -> None:
 def test_live_memory_of_nothing_is_refused() -> None:
     with pytest.raises(CourseError, match="one profile or more"):
         live_memory({"none": MemoryProfile([], [])})
+
+
+def test_peak_memory_draws_megabytes_against_every_size() -> None:
+    axes = peak_memory([64, 256], {"stored": [2e6, 8e6], "fused": [1e6, 2e6]}).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[2.0, 8.0], [1.0, 2.0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "256"]
+
+
+@pytest.mark.parametrize(("sizes", "peaks"), [([], {}), ([64], {}), ([64], {"a": [1.0, 2.0]})])
+def test_peak_memory_needs_one_peak_a_size(sizes: list[int], peaks: dict[str, list[float]]) -> None:
+    with pytest.raises(CourseError, match="one peak for each"):
+        peak_memory(sizes, peaks)

@@ -48,7 +48,8 @@ def trade_off(
         line = f"objective: {objective * SECONDS_TO_MS:,.0f} ms"
         gaps.axhline(objective * SECONDS_TO_MS, color=PALETTE["black"], linestyle="--", linewidth=1.2, label=line)
     for axes in (firsts, rates):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.06)  # room for the ring round the highest point
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.10g}"))
     legend_below(gaps, columns=len(named) + 2)
     return figure
 
@@ -111,6 +112,29 @@ def plain_log_ticks(axes: Axes) -> None:
     axes.set_yticks([tick for tick in ticks if low <= tick <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.10g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def peak_memory(sizes: Sequence[int], peaks: Mapping[str, Sequence[float]], title: str = "Peak memory") -> Figure:
+    """Peak bytes for each chunk size, a line a series, both axes logarithmic.
+
+    Raises:
+        CourseError: a series has not one peak for each size.
+    """
+    if not sizes or not peaks or any(len(values) != len(sizes) for values in peaks.values()):
+        raise CourseError("Give one peak for each chunk size in every series, and one series or more.")
+    figure = new_figure(8, 4.2)
+    axes = figure.subplots()
+    for index, (name, values) in enumerate(peaks.items()):
+        held = [amount / 1e6 for amount in values]
+        axes.plot(sizes, held, marker=MARKERS[index % len(MARKERS)], color=CYCLE[index % len(CYCLE)], label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yscale("log")
+    plain_log_ticks(axes)
+    axes.set(xlabel="chunk size (tokens)", ylabel="peak (MB, 10⁶ bytes)", title=title)
+    legend_below(axes, columns=3)
+    return figure
 
 
 def live_memory(profiles: Mapping[str, MemoryProfile], title: str = "Live memory during a pass") -> Figure:
