@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +18,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+PEER_SECONDS = 100
+"""Most that one peer may take, so that the whole check stays under eight minutes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,13 +178,28 @@ def bench_decode(arguments: argparse.Namespace) -> None:
 
 
 def bench_offline(arguments: argparse.Namespace) -> None:
+    """The offline workload whole, then a quarter of it against each peer."""
     from pagedlab.bench.cli import main as bench
+    from pagedlab.bench.decode_step import release_memory
+    from pagedlab.bench.peers import available_peers
 
+    options = ["--device", "cuda", "--shape", "qwen3-0.6b", "--rounds", "1", "--no-prefix"]
+    few = ["--num-prompts", "64"]
+    if arguments.toy:
+        few = ["--num-prompts", "2"]
+        options = ["--shape", "toy", *few, "--input-len", "4", "8", "--output-len", "2", "3", "--no-prefix"]
+        options += ["--rounds", "1", "--dtype", "float32"]
     files = ["--json", str(arguments.output / "offline.json"), "--picture", str(arguments.output / "offline.png")]
-    toy = ["--shape", "toy", "--num-prompts", "2", "--input-len", "4", "8", "--output-len", "2", "3", "--no-prefix"]
-    toy += ["--rounds", "1", "--dtype", "float32", "--peers"]
-    real = ["--device", "cuda", "--shape", "qwen3-0.6b", "--rounds", "1", "--no-prefix"]
-    bench(["offline", *(toy if arguments.toy else real), *files])
+    bench(["offline", *options, "--peers", *files])
+    release_memory()
+    # A peer may need minutes: fewer requests, the same for both engines, and a limit on each.
+    for peer in available_peers():
+        target = str(arguments.output / f"offline-{peer}.json")
+        command = ["pagedlab.interfaces.cli", "bench", "offline", *options, *few, "--peers", peer, "--json", target]
+        try:
+            subprocess.run([sys.executable, "-m", *command], check=True, timeout=PEER_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"{peer} did not finish within {PEER_SECONDS} s: not measured")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

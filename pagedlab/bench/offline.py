@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pagedlab.bench.floor import RecordingWorker, StepSize, floor_seconds
-from pagedlab.bench.peers import load_peer, run_generate_batch, run_static
+from pagedlab.bench.peers import available_peers, load_peer, load_vllm, run_generate_batch, run_static, run_vllm
 from pagedlab.bench.pictures import draw_offline
 from pagedlab.bench.report import environment, ratios, show, spread, write_json
 from pagedlab.bench.shapes import SHAPES, write_shape
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", default=["static", "generate_batch"], help="static, generate_batch")
+    parser.add_argument("--peers", nargs="*", help="static, generate_batch, vllm; left out: all that are installed")
     parser.add_argument("--no-prefix", action="store_true", help="leave out the shared-prefix run")
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--picture", type=Path, help="draw the result there, as PNG")
@@ -57,9 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark for each number type and print one table for each."""
     fill_in_defaults(arguments)
-    unknown = set(arguments.peers) - {"static", "generate_batch"}
-    if unknown or arguments.rounds < 1 or arguments.num_prompts < 1:
-        raise ConfigError("--peers are static and generate_batch, --rounds and --num-prompts at least 1.")
+    if arguments.peers is None:
+        arguments.peers = available_peers()
+    missing = set(arguments.peers) - set(available_peers())
+    if missing or arguments.rounds < 1 or arguments.num_prompts < 1:
+        raise ConfigError(
+            f"--peers here are {', '.join(available_peers())}; --rounds and --num-prompts must be at least 1."
+        )
     result: dict[str, Any] = {"environment": environment(arguments.device), "runs": {}}
     with tempfile.TemporaryDirectory() as directory:
         if arguments.shape:
@@ -93,17 +97,20 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
         arguments.num_prompts, vocab, input_range=tuple(arguments.input_len), output_range=tuple(arguments.output_len)
     )
     peer = None
-    if arguments.peers:
+    if set(arguments.peers) & {"static", "generate_batch"}:
         peer = load_peer(llm.model_path, getattr(torch, dtype), worker.device, dummy=bool(arguments.shape))
-    batch_size = 256 if worker.device.type == "cuda" else 32
+    static_batch_size = 64 if worker.device.type == "cuda" else 32  # 256 padded rows of 2,048 tokens overflow 80 GB
     warm_up = [Job(job.prompt_token_ids, 2) for job in jobs[:4]]
     run_engine(llm, warm_up)
     seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []} | {name: [] for name in arguments.peers}
     overhead: list[float] = []
     runs: dict[str, Callable[[Any, list[Job]], float]] = {
-        "static": partial(run_static, batch_size=batch_size),
+        "static": partial(run_static, batch_size=static_batch_size),
         "generate_batch": run_generate_batch,
     }
+    if "vllm" in arguments.peers:
+        other = load_vllm(llm.model_path, dtype, dummy=bool(arguments.shape))
+        runs["vllm"] = lambda _, jobs: run_vllm(other, jobs)
     for name in arguments.peers:
         runs[name](peer, warm_up)
     for _ in tqdm(range(arguments.rounds), desc=f"Rounds in {dtype}"):
@@ -122,6 +129,7 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
         "num_input_tokens": sum(len(job.prompt_token_ids) for job in jobs),
         "num_output_tokens": num_output,
         "num_steps": len(steps),
+        "static_batch_size": static_batch_size,
         "output_tokens_per_s": {name: spread([num_output / t for t in times]) for name, times in seconds.items()},
         "speedup": {name: ratios(seconds[name], seconds["pagedlab"]) for name in arguments.peers},
         "share_of_floor": ratios(seconds["floor"], seconds["pagedlab"]),

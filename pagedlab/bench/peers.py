@@ -1,4 +1,4 @@
-"""The engines that pagedlab is timed against: transformers' static batching and its continuous batching.
+"""The engines that pagedlab is timed against: transformers' static and continuous batching, vLLM where it is.
 
 Both get the same weights, number type, threads and requests, and both must return every token that was asked for: a
 benchmark that does not count them can be won by an engine that stopped early.
@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ import torch
 
 from pagedlab.bench.workloads import Job
 from pagedlab.errors import PagedlabError
+
+
+def available_peers() -> list[str]:
+    """The engines that can be timed here: transformers' two, and vLLM where it is installed."""
+    return ["static", "generate_batch", *(["vllm"] if find_spec("vllm") else [])]
 
 
 def load_peer(path: Path, dtype: torch.dtype, device: torch.device, dummy: bool = False) -> Any:
@@ -91,6 +97,35 @@ def run_generate_batch(model: Any, jobs: list[Job]) -> float:
             if output.is_finished():
                 _check_count("generate_batch", len(output.generated_tokens), expected.pop(output.request_id))
         return time.perf_counter() - start
+
+
+def load_vllm(path: Path, dtype: str, dummy: bool = False) -> Any:
+    """The model in vLLM, on the half of the GPU that the other engine leaves; prefix caching as in pagedlab."""
+    import vllm
+
+    return vllm.LLM(
+        str(path),
+        dtype=dtype,
+        load_format="dummy" if dummy else "auto",
+        skip_tokenizer_init=True,
+        gpu_memory_utilization=0.4,
+        enable_prefix_caching=True,
+    )
+
+
+def run_vllm(llm: Any, jobs: list[Job]) -> float:
+    """Seconds for vLLM's offline generate, from a cold prefix cache."""
+    import vllm
+
+    llm.reset_prefix_cache()
+    prompts = [{"prompt_token_ids": job.prompt_token_ids} for job in jobs]
+    params = [vllm.SamplingParams(temperature=0, max_tokens=job.max_tokens, ignore_eos=True) for job in jobs]
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    taken = time.perf_counter() - start
+    for output, job in zip(outputs, jobs, strict=True):
+        _check_count("vLLM", len(output.outputs[0].token_ids), job.max_tokens)
+    return taken
 
 
 def _check_count(name: str, got: int, expected: int) -> None:
