@@ -80,6 +80,7 @@ def draw_points(axes: Axes, points: Sequence[Point], device: Device) -> None:
                 ha="left" if below else "right",
                 fontsize=9,
                 color="#333333",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
             )
 
 
