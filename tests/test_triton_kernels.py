@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 from pagedlab.errors import BackendError
 from pagedlab.runtime.attention.base import AttentionMetadata
 from pagedlab.runtime.attention.triton_backend import TritonBackend
+from pagedlab.runtime.cache_engine import CacheEngine
 from pagedlab.runtime.kernels import INTERPRETED, prefill
 from pagedlab.runtime.kernels.block_copy import copy_blocks
 from pagedlab.runtime.kernels.cache_write import cache_write
@@ -296,3 +297,18 @@ def test_copying_between_pools_of_different_shape_is_refused():
         copy_blocks(pool, torch.zeros(1, 2, 3, 32, 2, 16, device=DEVICE), torch.zeros(1, 2, dtype=torch.int32))
     with pytest.raises(BackendError, match="must be contiguous"):
         copy_blocks(pool, pool.transpose(3, 4).contiguous().transpose(3, 4), torch.zeros(1, 2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(1, 2), (3, 4)], [(1, 2), (1, 5)], [(1, 2), (2, 3)]], ids=["apart", "fan out", "chain"]
+)
+def test_copy_on_write_in_the_cache_is_the_same_by_kernel_and_by_index(pairs):
+    """A chain reads every source before it writes any target, so it must not go to the kernel."""
+    options = {"num_layers": 2, "num_blocks": 6, "block_size": 16, "num_kv_heads": 1, "head_dim": 64}
+    caches = [CacheEngine(**options, dtype=torch.float32, device=torch.device(DEVICE)) for _ in range(2)]
+    for cache, by_kernel in zip(caches, (True, False), strict=True):
+        cache.kv.copy_(torch.arange(cache.kv.numel(), dtype=torch.float32).view(cache.kv.shape))
+        cache.copies_by_kernel = by_kernel
+        cache.copy_blocks(pairs)
+    assert torch.equal(caches[0].kv, caches[1].kv)
+    assert not torch.equal(caches[0].kv.flatten().cpu(), torch.arange(caches[0].kv.numel(), dtype=torch.float32))

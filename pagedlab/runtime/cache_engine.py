@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
@@ -42,6 +43,8 @@ class CacheEngine:
         self.block_size = block_size
         self.num_host_blocks = num_host_blocks
         self.device = torch.device(device)
+        self.copies_by_kernel = self.device.type == "cuda" and find_spec("triton") is not None
+        """Copy on write by the Triton kernel, which moves each byte once; indexing gathers into a temporary first."""
         block = self.bytes_per_block(num_layers, block_size, num_kv_heads, head_dim, dtype)
         self.kv = _allocate(
             (num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim),
@@ -70,6 +73,11 @@ class CacheEngine:
 
     def copy_blocks(self, pairs: Pairs) -> None:
         """Copy block to block, (source, target) each; all sources are read before any target is written."""
+        if self.copies_by_kernel and not {source for source, _ in pairs} & {target for _, target in pairs}:
+            from pagedlab.runtime.kernels.block_copy import copy_blocks
+
+            copy_blocks(self.kv, self.kv, torch.tensor(pairs, dtype=torch.int32).to(self.device))
+            return
         sources, targets = self._indices(pairs)
         self.kv.index_copy_(2, targets, self.kv.index_select(2, sources))
 
