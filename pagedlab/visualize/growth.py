@@ -74,13 +74,15 @@ def work_triangle(passes: Mapping[str, Sequence[Pass]], title: str | None = None
     width = max((one.past + one.new for steps in passes.values() for one in steps), default=0)
     if not width:
         raise CourseError("There is no pass to draw: generate at least one token.")
+    present = set()
     for axes, (name, steps) in zip(panels, passes.items(), strict=True):
         cells = work_cells(steps, width)
+        present |= set(cells.flat)
         _draw_cells(axes, cells)
         again = int((cells == 1).sum())
         axes.set_title(f"{name}: {again:,} of {int((cells < 2).sum()):,} computed again")
     panels[0].set_ylabel("pass (makes one token)")
-    handles = [Patch(color=colour, label=name) for name, colour in CELLS.items()]
+    handles = [Patch(color=colour, label=name) for code, (name, colour) in enumerate(CELLS.items()) if code in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
