@@ -62,10 +62,11 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/pytest $(XDIST) --dist loadgroup $(PYTEST_ARGS)
 
-# Cells of one notebook must run in order, in one process: --dist loadscope.
+# Cells of one notebook must run in order, in one process: --dist loadscope. One thread for each kernel, since several
+# run at once and would fight over the cores.
 notebooks-test: $(INSTALLED)
 	@if [ -z "$(NOTEBOOKS)" ]; then echo "There are no notebooks to test yet."; \
-	else $(BIN)/pytest --nbval-lax --nbval-current-env $(XDIST) --dist loadscope $(PYTEST_ARGS) $(NOTEBOOKS); fi
+	else OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --nbval-lax --nbval-current-env $(XDIST) --dist loadscope $(PYTEST_ARGS) $(NOTEBOOKS); fi
 
 # One after another: each has the machine to itself, so that the times it shows are fair.
 notebooks: setup

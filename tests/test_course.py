@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 import pagedlab.course as course
 from pagedlab.basics.attention import OnlineSoftmax, attention
 from pagedlab.course import exercises, ledger, predictions, progress, questions
+from pagedlab.course.chapters import CHAPTERS, TOKEN_WAY, files_beside_the_way
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import BADGES, format_value, plain_value
 from pagedlab.errors import ClaimError, CourseError
 from pagedlab.visualize import PALETTE, explore, new_figure, show, widgets
+from pagedlab.visualize.course_map import course_map
 from pagedlab.visualize.style import CYCLE, legend_below, legend_beside
 
 
@@ -460,6 +462,31 @@ def test_without_a_reader_or_a_disk_nothing_is_written_and_nothing_fails(
     monkeypatch.setattr(progress, "has_frontend", lambda: True)
     course.check("ch00.q1", lambda n: n)
     assert "points" in screen.text
+
+
+# ---- the course as data ------------------------------------------------------------------------------------------
+
+
+def test_the_course_names_chapters_in_order_and_files_that_exist() -> None:
+    assert [chapter.number for chapter in CHAPTERS] == [f"{number:02d}" for number in range(len(CHAPTERS))]
+    package = Path(course.__file__).parents[1]
+    files = {*TOKEN_WAY, *(module for chapter in CHAPTERS for module in chapter.modules)}
+    assert [file for file in files if not (package / file).exists()] == []
+    notebooks = {path.stem for path in (package.parent / "chapters").glob("*.ipynb")}
+    assert notebooks <= {chapter.name for chapter in CHAPTERS}
+    assert not set(files_beside_the_way()) & set(TOKEN_WAY)
+
+
+def test_the_map_has_a_dot_for_each_file_that_a_chapter_explains() -> None:
+    explains = {chapter.title: chapter.modules for chapter in CHAPTERS}
+    figure = course_map(explains, TOKEN_WAY, files_beside_the_way(), highlight="Serving")
+    dots = sum(len(collection.get_offsets()) for collection in figure.axes[0].collections)
+    assert dots == sum(map(len, explains.values()))
+    assert len(figure.axes[0].get_yticklabels()) == len(TOKEN_WAY) + len(files_beside_the_way())
+    with pytest.raises(CourseError, match="no row or column for Cooking"):
+        course_map(explains, TOKEN_WAY, files_beside_the_way(), highlight="Cooking")
+    with pytest.raises(CourseError, match=r"no row or column for x\.py"):
+        course_map({"a": ["x.py"]}, TOKEN_WAY)
 
 
 # ---- show, explore, new_figure -----------------------------------------------------------------------------------

@@ -54,10 +54,10 @@ def course_map(
         label.set_color(LAYER_COLOURS[row.split("/")[0]])
     for label, chapter in zip(axes.get_xticklabels(), chapters, strict=True):
         label.set_fontweight("bold" if chapter == highlight else "normal")
-    axes.set_ylim(len(rows) - 0.5, -0.9)
+    axes.set_ylim(len(rows) - 0.5, -1.5)
     axes.set_xlim(-0.6, len(chapters) - 0.4)
     axes.set_xlabel("chapter")
-    notes = ((-0.3, "a token's way, from the question (top) to the answer"), (len(way), "no token passes here"))
+    notes = ((-0.9, "a token's way, from the question (top) to the answer"), (len(way), "no token passes here"))
     for place, note in notes:
         axes.text(len(chapters) - 0.5, place, note, ha="right", va="center", fontsize=10, style="italic")
     return figure
