@@ -106,9 +106,9 @@ def short(size: int) -> str:
 
 
 def plain_log_ticks(axes: Axes) -> None:
-    """1, 2, 5, 10, 20 ... in place of powers of ten, which are too far apart for one or two decades."""
+    """1, 2, 3, 5, 7, 10 ... in place of powers of ten, which are too far apart for one or two decades."""
     low, high = axes.get_ylim()
-    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
+    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 3, 5, 7)]
     axes.set_yticks([tick for tick in ticks if low <= tick <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.10g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
