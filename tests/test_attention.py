@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -292,3 +294,23 @@ def test_a_learners_function_serves_as_a_backend():
     backend = select_backend(paged_attention, **needs())
     assert isinstance(backend, FunctionBackend)
     assert_equals_dense(backend, Case(lengths=[(30, 1), (0, 17), (16, 3)], num_kv_heads=2, group=2))
+
+
+def test_a_steps_plan_is_freed_without_a_garbage_collection():
+    """A plan holds masks as large as its step: a reference cycle would keep them until Python happens to look."""
+    metadata = AttentionMetadata(
+        block_tables=torch.ones(1, 1, dtype=torch.int32),
+        query_starts=torch.tensor([0, 1], dtype=torch.int32),
+        seq_lens=torch.tensor([4], dtype=torch.int32),
+        slot_mapping=torch.tensor([19]),
+        query_lens_host=[1],
+        seq_lens_host=[4],
+    )
+    metadata.plan = SdpaBackend().plan(metadata, block_size=16, sliding_window=None)
+    freed = weakref.ref(metadata.plan)
+    gc.disable()
+    try:
+        del metadata
+        assert freed() is None
+    finally:
+        gc.enable()

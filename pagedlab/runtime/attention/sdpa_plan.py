@@ -6,7 +6,7 @@ repeated, and masked. So neither stale slots nor the null block can spoil a resu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -91,7 +91,8 @@ class SdpaPlan:
     """The index arithmetic of one step and one window; done when the first layer shows its shapes, then kept."""
 
     def __init__(self, metadata: AttentionMetadata, block_size: int, window: int | None) -> None:
-        self.metadata = metadata
+        # A copy: metadata.plan will be this object, and a cycle keeps a step's masks until a garbage collection.
+        self.metadata = replace(metadata, plan=None)
         self.block_size = block_size
         self.window = window
         self._layers: dict[tuple[torch.Size, int], LayerPlan] = {}
