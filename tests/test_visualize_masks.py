@@ -91,6 +91,14 @@ def test_panels_that_share_labels_write_them_once_and_others_each():
     assert [len(axes.get_yticks()) for axes in panels_of(unlike)] == [4, 3]
 
 
+def test_long_titles_stay_above_their_own_panels():
+    panels = {"heads that split the whole sequence in two": torch.eye(8), "rows and columns swapped": torch.eye(8)}
+    figure = change_maps({**panels, "a": torch.eye(8), "b": torch.eye(8)})
+    figure.draw_without_rendering()
+    boxes = [axes._left_title.get_window_extent() for axes in panels_of(figure)[:2]]
+    assert boxes[0].x1 < boxes[1].x0
+
+
 def test_a_large_mask_has_positions_at_round_steps():
     (axes,) = panels_of(draw_masks(MaskPanel(masks.causal(100), queries=[str(i) for i in range(100)])))
     assert list(axes.get_yticks()) == list(range(0, 100, 16))

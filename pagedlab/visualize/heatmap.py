@@ -136,7 +136,7 @@ def draw(
         for row, column in np.argwhere(np.isnan(table)) if table.size <= 400 else ():
             axes.text(column, row, "×", ha="center", va="center", fontsize=9)  # NaN: no number at all
         draw_lines(axes, table.shape, (), ())
-        axes.set_title(panel.title, fontsize=11)
+        axes.set_title(grid.wrapped(panel.title), fontsize=11)
     label_sides(grid, matrices(panels, tables), names)
     assert image is not None  # panel_grid refuses to draw nothing
     grid.figure.colorbar(image, ax=grid.axes, label=label, shrink=0.9, pad=0.02, aspect=28)

@@ -72,7 +72,7 @@ def draw_masks(
     for axes, panel, table in zip(grid.axes, panels, tables, strict=True):
         draw_panel(axes, panel, table)
         seen = f"{int(table.sum())} of {table.size} pairs" if count else ""
-        axes.set_title("\n".join(part for part in (panel.title, seen) if part), fontsize=11)
+        axes.set_title("\n".join(part for part in (grid.wrapped(panel.title), seen) if part), fontsize=11)
     label_sides(grid, matrices, ("query: who reads", "key: who is read"))
     add_legend(grid.figure, panels, tables)
     return grid.figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from pagedlab.errors import CourseError
@@ -18,6 +20,8 @@ from pagedlab.visualize.style import PALETTE, new_figure
 MAX_LABELS = 24
 """More rows or columns than this have numbers at round steps in place of a label each."""
 MAX_SIDE = 512
+TITLE_LETTER = 0.11
+"""Inches that a letter of a panel's title takes, about."""
 PAGE_WIDTH = 11.0
 """Inches: what stays legible in a notebook's column."""
 
@@ -38,12 +42,20 @@ class Panel:
 
 @dataclass(frozen=True)
 class Grid:
-    """A figure's axes in reading order; `shared` if all panels have the same labels, so that one set serves all."""
+    """A figure's axes in reading order; `shared` if all panels have the same labels, so that one set serves all.
+
+    `inner` is a panel's width in inches, about.
+    """
 
     figure: Figure
     axes: list[Axes]
     columns: int
     shared: bool
+    inner: float
+
+    def wrapped(self, title: str) -> str:
+        """A panel's title in lines that stay above its panel."""
+        return "\n".join(textwrap.wrap(title, max(8, int(self.inner / TITLE_LETTER))))
 
 
 def checked_matrix(values: Any, what: str) -> NDArray[Any]:
@@ -86,12 +98,15 @@ def panel_grid(
     inner = (width - beside - 0.3 - side * (1 if shared else columns)) / columns - 0.15
     tallest = max(panel.shape[0] / panel.shape[1] for panel in panels)
     panel_height = min(max(inner, 0.6) * tallest, 5.6)
-    below = rows * 0.55 + side * (1 if shared else rows)
+    below = rows * 0.7 + side * (1 if shared else rows)
     figure = new_figure(width, min(20, rows * panel_height + below + (0.75 if title else 0.4)), title)
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(h_pad=0.08)  # a title stands clear of the labels of the panel above it
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.set_axis_off()
-    return Grid(figure, axes[:count], columns, shared)
+    return Grid(figure, axes[:count], columns, shared, inner)
 
 
 def label_sides(grid: Grid, panels: Sequence[Panel], names: tuple[str, str]) -> None:
