@@ -211,8 +211,14 @@ def http_bytes(path: str, body: bytes, *headers: str, method: str = "POST") -> b
     return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
-def connect(server: RunningServer, timeout: float = 30) -> socket.socket:
-    return socket.create_connection(server.address, timeout)
+def connect(server: RunningServer, timeout: float = 60, receive_buffer: int | None = None) -> socket.socket:
+    """A connection; a small receive buffer (bytes) makes the server feel soon that nobody reads."""
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(timeout)
+    connection.connect(server.address)
+    return connection
 
 
 def read_all(connection: socket.socket) -> bytes:
