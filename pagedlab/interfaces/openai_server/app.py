@@ -52,10 +52,13 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
         async_engine.start()
         yield
         await async_engine.stop()
+        serving.close()
+        observer.close()
+        if settings.trace_file:
+            observer.save_chrome_trace(settings.trace_file)
 
-    app = FastAPI(
-        title="pagedlab", version=installed_version("pagedlab"), lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+    version = installed_version("pagedlab")
+    app = FastAPI(title="pagedlab", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.observer = observer

@@ -24,6 +24,8 @@ from pagedlab.interfaces.openai_server.telemetry import configure_logging, inter
 from pagedlab.model_authoring.models.provision import DEFAULT_MODEL
 
 MAX_HEADER_BYTES = 64 << 10
+SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread may keep the GIL while another wants it."""
 ENGINE_DIED = 70
 """Exit status when the engine died (sysexits' EX_SOFTWARE)."""
 
@@ -125,6 +127,9 @@ def make_server(engine_config: EngineConfig, settings: ServerSettings) -> Server
 def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
     """Serve until SIGTERM, Ctrl-C or the engine's death. Returns the exit status."""
     configure_logging(settings.log_format, settings.log_level)
+    # Whenever the engine's thread comes back from torch it asks for the GIL, and the event loop's thread may keep it
+    # for one interval more. Python's default of 5 ms would be felt in each step of a fast GPU.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     server = make_server(engine_config, settings)
     try:
         server.run()
