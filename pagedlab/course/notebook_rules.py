@@ -102,10 +102,11 @@ def size(notebook: Any, path: Path) -> Iterator[str]:
 
 def cell_ids(notebook: Any, path: Path) -> Iterator[str]:
     """nbformat has already given a random id to a second cell with the same one."""
-    for cell in notebook.cells:
-        identifier = cell.get("id", "")
-        if not READABLE_ID.fullmatch(identifier) or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", identifier):
-            yield f"the cell id {identifier!r} is not readable: words in lower case, joined by hyphens."
+    ids = [cell.get("id", "") for cell in notebook.cells]
+    bad = [one for one in ids if not READABLE_ID.fullmatch(one) or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", one)]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        yield f"the cell id {bad[0]!r}{more} is not readable: words in lower case, joined by hyphens."
 
 
 def no_widget_state(notebook: Any, path: Path) -> Iterator[str]:
