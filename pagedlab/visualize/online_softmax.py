@@ -47,8 +47,9 @@ def online_softmax(
     above.plot(edges, np.repeat(maxima, 2), color=PALETTE["vermillion"], label="running maximum")
     above.set_ylabel("score")
     legend_beside(above)
+    widths = [0.7 * (end - index * block_size) for index, end in enumerate(ends)]
     centres = [(index * block_size + end - 1) / 2 for index, end in enumerate(ends)]
-    below.bar(centres, rescales, width=0.7 * block_size, color=PALETTE["orange"], label="factor on the\nsums so far")
+    below.bar(centres, rescales, width=widths, color=PALETTE["orange"], label="factor on the\nsums so far")
     below.set_ylim(0, 1.08)
     below.set_ylabel("factor")
     below.set_xlabel("position of the key (each band is a block)")
