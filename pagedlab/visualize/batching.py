@@ -71,7 +71,9 @@ def padding_surface(lengths: Sequence[int], sizes: Sequence[int], pads: np.ndarr
     figure = new_figure(11, 4, title)
     surface, lines = figure.subplots(1, 2)
     image = surface.pcolormesh(lengths, sizes, pads, shading="nearest")
-    contours = surface.contour(lengths, sizes, pads, colors="white", linewidths=1.2, levels=5)
+    contours = surface.contour(
+        lengths, sizes, pads, colors="white", linewidths=1.2, levels=pads.max() * np.arange(1, 5) / 5
+    )
     surface.clabel(contours, fmt=lambda level: f"{level:,.0f}", fontsize=9)
     figure.colorbar(image, ax=surface, label="pads (cells)", format=FuncFormatter(lambda value, _: f"{value:,.0f}"))
     surface.set(xlabel="length n of the new prompt (tokens)", ylabel="rows B of the batch")
