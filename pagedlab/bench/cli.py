@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and return its exit status."""
-    from pagedlab.bench import offline, scheduler
+    from pagedlab.bench import offline, scheduler, serve, soak
 
     parser = argparse.ArgumentParser(
         prog="pagedlab bench",
@@ -21,6 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sub = commands.add_parser("offline", help="throughput on a fixed workload, against transformers and the floor")
     offline.add_arguments(sub)
     sub.set_defaults(handler=offline.main)
+    sub = commands.add_parser("serve", help="latency and throughput over HTTP, against offline and transformers serve")
+    serve.add_arguments(sub)
+    sub.set_defaults(handler=serve.main)
+    sub = commands.add_parser("soak", help="minutes of mixed load on a server: flat memory, no block leaked")
+    soak.add_arguments(sub)
+    sub.set_defaults(handler=soak.main)
     sub = commands.add_parser("scheduler", help="cost of scheduling and book-keeping in a step, with no model")
     scheduler.add_arguments(sub)
     sub.set_defaults(handler=scheduler.main)
