@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -170,13 +170,17 @@ def step_table(steps: Sequence[Mapping[str, int]], title: str | None = None, bud
 
 # ---- methods compared --------------------------------------------------------------------------------------------
 
-PANELS = (
-    ("output tokens a second", lambda summary: summary.output_tokens_per_second, "{:,.0f}"),
-    ("median TTFT (s)", lambda summary: summary.ttft_median, "{:.3g}"),
-    ("median TPOT (ms)", lambda summary: 1e3 * summary.tpot_median, "{:.3g}"),
-    ("rows nobody needed (%)", lambda summary: 100 * summary.waste, "{:.0f}"),
-    ("FLOPs utilisation (%)", lambda summary: 100 * summary.utilisation, "{:.0f}"),
+PANELS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
+    ("output tokens a second", lambda summary: summary.output_tokens_per_second),
+    ("median TTFT (s)", lambda summary: summary.ttft_median),
+    ("median TPOT (ms)", lambda summary: 1e3 * summary.tpot_median),
+    ("rows nobody needed (%)", lambda summary: 100 * summary.waste),
+    ("FLOPs utilisation (%)", lambda summary: 100 * summary.utilisation),
 )
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def compare_methods(summaries: Sequence[Summary], title: str | None = None) -> Figure:
@@ -184,11 +188,11 @@ def compare_methods(summaries: Sequence[Summary], title: str | None = None) -> F
     if not summaries:
         raise CourseError("There is nothing to compare: pass one summary or more.")
     figure = new_figure(11, 3.4, title)
-    for axes, (name, value, form) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+    for axes, (name, value) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         values = [value(summary) for summary in summaries]
         colours = [CYCLE[index % len(CYCLE)] for index in range(len(values))]
         bars = axes.bar([summary.method for summary in summaries], values, color=colours, width=0.7)
-        axes.bar_label(bars, [form.format(number) for number in values], padding=2, fontsize=9)
+        axes.bar_label(bars, [_three_digits(number) for number in values], padding=2, fontsize=9)
         axes.set_title(name, fontsize=10)
         axes.set_ylim(0, max(*values, 1e-9) * 1.18)
         axes.set_yticks([])
