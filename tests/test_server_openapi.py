@@ -58,3 +58,45 @@ def test_whatever_comes_there_is_no_5xx_and_errors_have_the_shape(server: Runnin
         with contextlib.suppress(Unsatisfiable):  # a route without parameters cannot be asked wrongly
             run()
     assert {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"} <= set(tried)
+
+
+def unbounded(schema: dict[str, Any], document: dict[str, Any], path: str, seen: frozenset[str] = frozenset()) -> list:
+    """Where a request could be of any size: lists without maxItems, numbers without both ends, open-ended maps."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return [] if name in seen else unbounded(document["components"]["schemas"][name], document, path, seen | {name})
+    found = []
+    for part in ("anyOf", "oneOf", "allOf"):
+        for one in schema.get(part, ()):
+            found += unbounded(one, document, path, seen)
+    kind = schema.get("type")
+    if kind == "array":
+        if "maxItems" not in schema:
+            found.append(path)
+        found += unbounded(schema.get("items", {}), document, f"{path}[]", seen)
+    if (
+        kind in ("integer", "number")
+        and "const" not in schema
+        and not ({"minimum", "exclusiveMinimum"} & set(schema) and {"maximum", "exclusiveMaximum"} & set(schema))
+    ):
+        found.append(path)
+    if kind == "object":
+        for name, one in schema.get("properties", {}).items():
+            found += unbounded(one, document, f"{path}.{name}", seen)
+        if isinstance(schema.get("additionalProperties"), dict) and "maxProperties" not in schema:
+            found.append(path)
+    return found
+
+
+def test_every_list_and_every_number_of_a_body_is_bounded(server: RunningServer) -> None:
+    with server.client() as client:
+        document = client.get("/openapi.json").json()
+    found, bodies = [], 0
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            if "requestBody" in operation:
+                bodies += 1
+                found += unbounded(operation["requestBody"]["content"]["application/json"]["schema"], document, path)
+    assert bodies == 5 and found == []
+    control = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer", "minimum": 0}}}}
+    assert unbounded(control, document, "x") == ["x.a", "x.a[]"], "the walk itself finds what is unbounded"

@@ -15,17 +15,20 @@ class RequestStream:
     """`async for index, output in stream`: the next output of any of the call's requests, until all have ended.
 
     A reader slower than the engine finds the steps that it missed merged into one output: what waits for it never
-    exceeds what the requests generate, and it costs the engine nothing. Needs RequestOutputKind.DELTA or FINAL_ONLY;
-    under CUMULATIVE, merging would repeat text.
+    exceeds what the requests generate, and it costs the engine nothing.
 
     Args:
         request_ids: the requests; `index` counts them.
         abort: ends those of them that are named.
+        is_delta: outputs hold what is new (RequestOutputKind.DELTA); otherwise the latest says all.
     """
 
-    def __init__(self, request_ids: Sequence[str], abort: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self, request_ids: Sequence[str], abort: Callable[[Sequence[str]], None], is_delta: bool = True
+    ) -> None:
         self.request_ids = list(request_ids)
         self._abort = abort
+        self._is_delta = is_delta
         self._waiting: dict[int, Output] = {}
         self._unfinished = set(range(len(self.request_ids)))
         self._error: BaseException | None = None
@@ -33,7 +36,7 @@ class RequestStream:
 
     def put(self, index: int, output: Output) -> None:
         earlier = self._waiting.get(index)
-        self._waiting[index] = output if earlier is None else merge(earlier, output)
+        self._waiting[index] = output if earlier is None or not self._is_delta else merge(earlier, output)
         self._news.set()
 
     def fail(self, error: BaseException) -> None:

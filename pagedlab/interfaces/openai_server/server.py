@@ -8,6 +8,8 @@ import json
 import logging
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -17,11 +19,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pagedlab.config import EngineConfig
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces.engine import LLMEngine
+from pagedlab.interfaces.engine_parts import build_parts, load_tokenizer
 from pagedlab.interfaces.openai_server.app import build_app
 from pagedlab.interfaces.openai_server.errors import ApiError
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.telemetry import configure_logging, interface_log
-from pagedlab.model_authoring.models.provision import DEFAULT_MODEL
+from pagedlab.model_authoring.models.provision import DEFAULT_MODEL, resolve_model
 
 MAX_HEADER_BYTES = 64 << 10
 SWITCH_INTERVAL = 0.0005
@@ -119,9 +122,18 @@ def make_server(engine_config: EngineConfig, settings: ServerSettings) -> Server
     """
     if engine_config.skip_tokenizer_init:
         raise ConfigError("The server needs a tokenizer: leave skip_tokenizer_init out.")
-    engine = LLMEngine(engine_config)
+    engine = load_engine(engine_config)
     name = str(engine_config.model) if engine_config.model is not None else DEFAULT_MODEL
     return Server(build_app(engine, copy.deepcopy(engine.tokenizer), settings, name), settings)
+
+
+def load_engine(config: EngineConfig) -> LLMEngine:
+    """An engine, whose tokenizer was read beside its weights: Python waits for neither disk nor arithmetic."""
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer = pool.submit(lambda: load_tokenizer(config, resolve_model(config.model)))
+        parts = build_parts(replace(config, skip_tokenizer_init=True))
+        parts.tokenizer = tokenizer.result()
+    return LLMEngine(config, parts)
 
 
 def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
