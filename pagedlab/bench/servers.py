@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -36,9 +36,18 @@ class ServerProcess:
         command: must make it listen on this machine, and either print its URL or listen on `port`.
         port: None if the process takes a free one and prints it.
         start_timeout: seconds until it must answer /health.
+        variables: of its environment, besides this process's own.
     """
 
-    def __init__(self, name: str, command: Sequence[str], port: int | None, start_timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int | None,
+        start_timeout: float,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._variables = dict(variables or {})
         self.name = name
         self.command = list(command)
         self.address = (HOST, port or 0)
@@ -54,7 +63,9 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         begin = time.monotonic()
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        _end_with_exceptions()
+        always = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **always, **self._variables}
         try:
             self._process = subprocess.Popen(
                 self.command,
@@ -120,10 +131,19 @@ class ServerProcess:
         return status == 200
 
 
-def pagedlab_server(model: Path | str, *options: str, start_timeout: float = 180) -> ServerProcess:
+def _end_with_exceptions() -> None:
+    """Let SIGTERM unwind this program, as Ctrl-C does: by default it would leave its servers behind."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def pagedlab_server(
+    model: Path | str, *options: str, start_timeout: float = 180, variables: Mapping[str, str] | None = None
+) -> ServerProcess:
     """`pagedlab serve` on a free port."""
     command = [sys.executable, "-m", "pagedlab.interfaces.cli", "serve", str(model), "--host", HOST, "--port", "0"]
-    return ServerProcess("pagedlab serve", [*command, *options], None, start_timeout)
+    return ServerProcess("pagedlab serve", [*command, *options], None, start_timeout, variables)
 
 
 def transformers_server(model: Path | str, device: str, dtype: str, start_timeout: float) -> ServerProcess:
