@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from pagedlab.runtime.worker import Worker
 
 CPU_TOKEN_BUDGET = 512
 GPU_TOKEN_BUDGET = 8192
+PLAIN_TOKENIZERS = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes that add nothing to what tokenizer.json holds."""
 
 
 @dataclass(slots=True)
@@ -132,16 +135,31 @@ def load_tokenizer(config: EngineConfig, model_path: Path) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    from transformers import AutoTokenizer
-
     path = resolve_model(config.tokenizer) if config.tokenizer is not None else model_path
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        return _tokenizer_class(path).from_pretrained(str(path), local_files_only=True)
     except Exception as error:
         raise ModelError(
             f"No tokenizer could be read from {path} ({error}): add its files, pass tokenizer=, or set "
             "skip_tokenizer_init=True and use token ids."
         ) from error
+
+
+def _tokenizer_class(path: Path) -> Any:
+    """AutoTokenizer, unless tokenizer.json says all there is to say.
+
+    AutoTokenizer reads the model's config first, which imports torch's compiler with all that it needs: two seconds.
+    """
+    import transformers
+
+    try:
+        declared = json.loads((path / "tokenizer_config.json").read_text())
+    except (OSError, ValueError):
+        return transformers.AutoTokenizer
+    is_plain = declared.get("tokenizer_class") in PLAIN_TOKENIZERS and "auto_map" not in declared
+    if is_plain and (path / "tokenizer.json").is_file():
+        return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
