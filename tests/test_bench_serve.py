@@ -159,6 +159,7 @@ def test_an_answer_with_a_token_too_few_is_an_error(model: Path) -> None:
 SMALL = ["--num-prompts", "6", "--scale", "0.05", "--rounds", "1", "--max-concurrency", "3", "--no-peer"]
 
 
+@pytest.mark.slow
 def test_bench_serve_starts_a_server_measures_it_and_ends_it(model: Path, tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     file, picture = tmp_path / "serve.json", tmp_path / "serve.png"
@@ -211,6 +212,7 @@ def test_metrics_are_summed_by_name() -> None:
 # ---- soak -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_short_soak_is_flat_and_leaks_no_block(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "soak.json"
     arguments = ["soak", "--model", str(model), "--minutes", "0.2", "--num-blocks", "64", "--json", str(file)]

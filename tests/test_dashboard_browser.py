@@ -104,6 +104,7 @@ def number(dom: str, name: str) -> float:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome here")
+@pytest.mark.slow
 def test_a_browser_shows_the_engine_live(server: RunningServer, tmp_path: Path) -> None:
     url = f"{server.url}/dashboard"
     with Load(server) as load:
