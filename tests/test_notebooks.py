@@ -139,6 +139,7 @@ BROKEN: dict[str, tuple[Callable[[Any], None], str]] = {
     "picture without alt": (put("first", outputs=[BARE_PICTURE]), "cell first has a picture without alt text"),
     "HTML picture without alt": (put("seen", outputs=[HTML_PICTURE]), "cell seen has an <img>"),
     "Markdown picture without alt": (put("why", source="![](a.png)"), "cell why has a Markdown picture"),
+    "dead link": (put("why", source="see [there](99_nowhere.ipynb#top)"), "links to 99_nowhere.ipynb"),
     "31 lines": (put("seen", source="reveal()\n" * 31), "31 lines"),
     "empty cell": (put("claim-one", source=" "), "cell claim-one is empty"),
     "not run": (put("kept", execution_count=None), "not run once each"),

@@ -143,6 +143,15 @@ def images_have_alt_text(notebook: Any, path: Path) -> Iterator[str]:
                     yield f"cell {cell.id} has an <img> without alt text."
 
 
+def links_lead_somewhere(notebook: Any, path: Path) -> Iterator[str]:
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown":
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source):
+            if not re.match(r"[a-z]+:", target) and not (path.parent / target).exists():
+                yield f"cell {cell.id} links to {target}, which does not exist."
+
+
 def small_cells(notebook: Any, path: Path) -> Iterator[str]:
     for cell in code_cells(notebook):
         lines = len(cell.source.splitlines())
@@ -152,7 +161,15 @@ def small_cells(notebook: Any, path: Path) -> Iterator[str]:
             yield f"cell {cell.id} is empty."
 
 
-COMMON: tuple[Rule, ...] = (size, cell_ids, no_widget_state, no_machine_paths, images_have_alt_text, small_cells)
+COMMON: tuple[Rule, ...] = (
+    size,
+    cell_ids,
+    no_widget_state,
+    no_machine_paths,
+    images_have_alt_text,
+    links_lead_somewhere,
+    small_cells,
+)
 
 
 # ---- chapters ----------------------------------------------------------------------------------------------------
