@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,13 @@ from pagedlab.course import progress, questions
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import badge, emit, format_value, plain_value, table, text
 from pagedlab.course.questions import Case, Question
+
+NOT_ANSWERED = "not answered yet"
+STUB = "Write your code here."
+"""What the stub of an unanswered function raises NotImplementedError with."""
+
+MISSING = object()
+"""Stands for an answer that was not passed."""
 
 hints_given: dict[str, int] = {}
 """How many hints of each question this kernel has shown."""
@@ -24,21 +32,28 @@ class Result:
     note: str = ""
 
 
-def check(identifier: str, answer: Any) -> None:
+def check(identifier: str, answer: Any = MISSING) -> None:
     """Try an answer and show, case by case, what it gave and what is right.
 
     Args:
         identifier: of the question, "ch03.q2".
-        answer: the reader's function or value. What it raises is shown as its result.
+        answer: the reader's function, class or value; without it, the one that the calling notebook has under the
+            name that the question asks for. What it raises is shown as its result.
 
     Raises:
         CourseError: there is no such question.
     """
     question = questions.find(identifier)
+    if answer is MISSING:
+        answer = sys._getframe(1).f_globals.get(question.answer, ...)
     results = run_cases(question, answer)
     points = earned(question, results)
     best = progress.record(question, points)
-    show_results(question, results, points, progress.bar(questions.of_chapter(identifier), best))
+    bar = progress.bar(questions.of_chapter(identifier), best)
+    if all(result.note == NOT_ANSWERED for result in results):
+        show_unanswered(question, bar)
+    else:
+        show_results(question, results, points, bar)
 
 
 def run_cases(question: Question, answer: Any) -> list[Result]:
@@ -47,20 +62,41 @@ def run_cases(question: Question, answer: Any) -> list[Result]:
 
 
 def run_case(question: Question, case: Case, answer: Any) -> Result:
+    if answer is ...:
+        return Result(case, False, "nothing", NOT_ANSWERED)
     try:
-        got = plain_value(answer(*case.arguments) if callable(answer) else answer)
+        got = plain_value(question.drive(answer, *case.arguments))
     except Exception as error:  # the reader's code may raise anything
-        return Result(case, False, f"{type(error).__name__}: {error}")
-    if matches(got, plain_value(case.expected), question.tolerance, absolute=False):
+        return judge_error(question, case, type(error).__name__, str(error))
+    return judge(question, case, got)
+
+
+def judge(question: Question, case: Case, got: Any) -> Result:
+    """Compare what came back, made of plain values, with what must."""
+    if matches(got, plain_value(case.expected), question.tolerance, question.absolute):
         return Result(case, True, format_value(got))
     if got is None:
         return Result(case, False, "None", "Your function returns nothing: end it with `return`.")
     return Result(case, False, format_value(got), question.explain(case, got))
 
 
+def judge_error(question: Question, case: Case, kind: str, message: str) -> Result:
+    if kind == "NotImplementedError" and message == STUB:
+        return Result(case, False, "nothing", NOT_ANSWERED)
+    raised = f"{kind}: {message}"
+    return Result(case, False, raised, question.explain(case, raised))
+
+
 def earned(question: Question, results: list[Result]) -> int:
     """Points in proportion to the cases that are right, rounded down."""
     return question.points * sum(result.passed for result in results) // len(results)
+
+
+def show_unanswered(question: Question, bar: str) -> None:
+    """No case is shown: that would be half of the answer."""
+    line = f"{question.id}: {NOT_ANSWERED} (define {question.answer}), 0 of {question.points} points"
+    markup = f"<p>{badge('fail')} <b>{question.id}</b>: {NOT_ANSWERED}: define <code>{question.answer}</code></p>"
+    emit(f"{line}\n{bar}", f"{markup}<p><code>{bar}</code></p>")
 
 
 def show_results(question: Question, results: list[Result], points: int, bar: str) -> None:
