@@ -10,7 +10,7 @@ import pytest
 
 from pagedlab.interfaces import cli
 
-COMMANDS = ("doctor", "models", "generate", "chat", "demo", "kernels", "notebooks", "bench")
+COMMANDS = ("doctor", "models", "generate", "chat", "demo", "kernels", "notebooks", "bench", "serve")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

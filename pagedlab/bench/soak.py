@@ -25,6 +25,7 @@ from pagedlab.bench.http_load import HttpError, events, get, request, stream_com
 from pagedlab.bench.report import environment, write_json
 from pagedlab.bench.servers import pagedlab_server, scrape
 from pagedlab.errors import ConfigError, PagedlabError
+from pagedlab.interfaces.openai_server.arguments import KERNEL_CACHES
 
 SLACK_MIB = 32.0
 SLOPE_MIB_PER_MINUTE = 1.0
@@ -36,10 +37,6 @@ WARM_UP = 0.25
 
 MIB = 1 << 20
 
-KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""What bounds oneDNN's cache of kernels and PyTorch's of their descriptions. Each keeps 1024, one for each shape and
-number of rows, up to half a MiB: on a CPU memory grows for thousands of steps and then stops, which hides a leak."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=30)
@@ -47,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=8, help="that send at once")
     parser.add_argument("--num-blocks", type=int, default=256, help="a small pool: requests wait, and are preempted")
     parser.add_argument(
-        "--kernel-cache", type=int, default=16, metavar="N", help="kernels that oneDNN may keep; 0: its own 1024"
+        "--kernel-cache",
+        type=int,
+        default=16,
+        metavar="N",
+        help="kernels that oneDNN may keep, so that memory is flat sooner; 0: as many as pagedlab serve lets it",
     )
     parser.add_argument("--request-timeout", type=float, default=300, metavar="S")
     parser.add_argument("--seed", type=int, default=0)

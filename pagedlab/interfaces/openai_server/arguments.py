@@ -61,8 +61,17 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--enable-trace", action="store_true", default=None, help="record events; GET /trace has them")
 
 
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""What bounds oneDNN's cache of kernels and PyTorch's of their descriptions: up to half a MiB for each shape and number
+of rows. Each would keep 1024, so that on a CPU a server's memory grew for thousands of steps."""
+NUM_CACHED_KERNELS = 128
+"""Enough for the five matrix shapes of a model at two dozen batch sizes."""
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve as the options say. Returns the exit status."""
+    for name in KERNEL_CACHES:  # read when torch first multiplies; whoever sets them knows better
+        os.environ.setdefault(name, str(NUM_CACHED_KERNELS))
     from pagedlab.errors import PagedlabError
 
     try:
