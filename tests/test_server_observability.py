@@ -228,6 +228,10 @@ def test_a_request_can_be_followed_through_the_three_layers(server: RunningServe
     ]:
         assert step in messages, step
     assert sum(step == ("runtime", "forward") for step in messages) == 3
+    events = sorted((line for line in mine if "event" in line), key=lambda line: line["time"])
+    order = ["admit", "parse", "add_request", "schedule", "pack", "forward", "update"]
+    assert [line["event"] for line in events][: len(order)] == order, "a line's time is when it happened"
+    assert mine[0]["time"] <= events[-1]["time"] <= time.time()
     (end,) = [line for line in mine if line["message"] == "finished"]
     assert (end["prompt_tokens"], end["output_tokens"], end["reason"]) == (40, 3, "length")
     access = [line for line in lines if line["message"] == "POST /v1/completions"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pagedlab.config import EngineConfig
 from pagedlab.errors import ConfigError, ModelError
 from pagedlab.model_authoring.block_manager import BlockManager
 from pagedlab.model_authoring.model_executor import StepWorker
 from pagedlab.model_authoring.models.config import ModelConfig
+from pagedlab.model_authoring.models.layers import Linear
 from pagedlab.model_authoring.models.loader import load_model
 from pagedlab.model_authoring.models.provision import resolve_model
 from pagedlab.runtime.attention.registry import select_backend
@@ -67,6 +72,13 @@ def build_parts(config: EngineConfig) -> EngineParts:
     tokenizer = None if config.skip_tokenizer_init else load_tokenizer(config, path)
     model_config = ModelConfig.from_directory(path)
     max_model_len = _max_model_len(config, model_config)
+    _note(
+        "model_authoring",
+        "config read",
+        architecture=model_config.architecture,
+        layers=model_config.num_hidden_layers,
+        max_model_len=max_model_len,
+    )
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, model_config.dtype, device)
     backend = select_backend(
@@ -76,7 +88,16 @@ def build_parts(config: EngineConfig) -> EngineParts:
         head_dim=model_config.head_dim,
         block_size=config.block_size,
     )
+    begin = time.perf_counter()
     model = load_model(path, dtype=dtype, device=device, load_format=config.load_format, seed=config.seed)
+    _note(
+        "runtime",
+        "weights loaded",
+        bytes=_weight_bytes(model, dtype),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        load_seconds=round(time.perf_counter() - begin, 3),
+    )
     budget = config.max_num_batched_tokens or (GPU_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET)
     max_num_seqs = min(config.max_num_seqs, budget)
 
@@ -107,6 +128,7 @@ def build_parts(config: EngineConfig) -> EngineParts:
     if config.preemption_mode == "swap":
         num_host_blocks = min(int(config.swap_space * 2**30) // bytes_per_block, most_useful)
     worker = worker_with(num_blocks, num_host_blocks)
+    _note("runtime", "KV cache allocated", num_blocks=num_blocks, bytes=num_blocks * bytes_per_block)
     if device.type == "cuda" and backend.graph_safe and not config.enforce_eager:
         worker.record_graphs(max_num_seqs, max_model_len)
     manager_cls = config.block_manager_cls or BlockManager
@@ -127,6 +149,18 @@ def build_parts(config: EngineConfig) -> EngineParts:
         model_path=path,
         is_asynchronous=device.type == "cuda",
     )
+
+
+def _note(layer: str, what: str, **details: Any) -> None:
+    """A line for the server's log; a program that uses the engine sees it only if it asks for `pagedlab` at INFO."""
+    logging.getLogger(f"pagedlab.{layer}").info(what, extra=details)
+
+
+def _weight_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Of all parameters, and of those that a CPU has packed in its own order, which are parameters no more."""
+    packed = [one for one in model.modules() if isinstance(one, Linear) and one.packed is not None]
+    num_packed = sum(one.in_features * sum(one.parts.values()) for one in packed)
+    return sum(parameter.nbytes for parameter in model.parameters()) + num_packed * dtype.itemsize
 
 
 def load_tokenizer(config: EngineConfig, model_path: Path) -> Any:

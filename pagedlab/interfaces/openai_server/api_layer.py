@@ -60,6 +60,7 @@ class ApiLayer:
         try:
             self._open(scope, headers)
             receive = await self._body(scope, headers, receive)
+            scope["state"].update(arrived=begin, admitted=time.perf_counter())
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             if status == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ class Observer:
                 if self.spans is not None:
                     self.spans.send(one, output, report.time)
 
+    def accepted(self, request_ids: Sequence[str], arrived: float, admitted: float) -> None:
+        """Trace what HTTP did with a call's requests before the engine got them; times on time.perf_counter's clock.
+
+        Args:
+            arrived: its head was read.
+            admitted: key, rate limit and body were in order; since then a route parsed and validated it.
+        """
+        now = time.perf_counter()
+        for request_id in request_ids:
+            for name, start, end in (("admit", arrived, admitted), ("parse", admitted, now)):
+                event = TraceEvent(name, "interfaces", start, end - start, request_id=request_id)
+                self.events.append(event)
+                if interface_log.isEnabledFor(logging.DEBUG):
+                    self._log_event(event)
+
     def abort(self, request_id: str, one: Pending) -> None:
         now = time.perf_counter()
         self.metrics.abort(one, now)
@@ -68,7 +84,10 @@ class Observer:
         return tracer
 
     def _log_event(self, event: TraceEvent) -> None:
-        """One line an event. What concerns a whole batch names the requests that the scheduler put into it."""
+        """One line an event, at the time when it happened, which is before it is written.
+
+        What concerns a whole batch names the requests that the scheduler put into it.
+        """
         if event.name == "schedule":
             self._scheduled = list(event.args.get("requests", ()))
         details: dict[str, Any] = {"step": event.step, **event.args}
@@ -77,7 +96,11 @@ class Observer:
         if event.duration:
             details["milliseconds"] = round(event.duration * 1e3, 3)
         extra = {"request_id": event.request_id, "event": event.name, "details": details}
-        logging.getLogger(f"pagedlab.{event.layer}").debug(event.name, extra=extra)
+        logger = logging.getLogger(f"pagedlab.{event.layer}")
+        record = logger.makeRecord(logger.name, logging.DEBUG, __file__, 0, event.name, (), None, extra=extra)
+        record.created = time.time() - (time.perf_counter() - event.start)
+        record.msecs = record.created % 1 * 1e3
+        logger.handle(record)
 
 
 def log_request(one: Pending, output: RequestOutput, now: float) -> None:

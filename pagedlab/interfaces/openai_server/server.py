@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import logging
+import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -135,9 +136,11 @@ def load_engine(config: EngineConfig) -> LLMEngine:
     nobody spin at a barrier any more, and each of a step's hundreds of small operations waits for a wake-up instead
     (32 requests at once on two cores: 72 tokens/s with the team of the loading thread still there, against 115).
     """
+    path = resolve_model(config.model)
+    interface_log.info("starting", extra={"pid": os.getpid()})
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(lambda: build_parts(replace(config, skip_tokenizer_init=True)))
-        tokenizer = load_tokenizer(config, resolve_model(config.model))
+        tokenizer = load_tokenizer(config, path)
         parts = loading.result()
     parts.tokenizer = tokenizer
     return LLMEngine(config, parts)

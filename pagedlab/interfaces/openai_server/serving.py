@@ -149,7 +149,7 @@ class Serving:
         salt = ":".join(part for part in (tenant_salt, cache_salt) if part) or None
         request_id = f"{kind}-{request.state.request_id}"
         request.state.engine_request_id = request_id
-        return self.engine.submit(
+        stream = self.engine.submit(
             request_id,
             [prompt.for_engine() for prompt in prompts],
             params,
@@ -157,6 +157,9 @@ class Serving:
             cache_salt=salt,
             trace_headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
         )
+        if self.engine.is_tracing:
+            request.app.state.observer.accepted(stream.request_ids, request.state.arrived, request.state.admitted)
+        return stream
 
     async def outputs(self, request: Request, stream: RequestStream) -> list[Output]:
         """The final output of each of the call's requests, in order.
