@@ -1,6 +1,7 @@
 """Answers to the questions of chapter 01."""
 
 from answers import Answers
+from answers.editing import changed
 
 
 def card(**changed: str) -> str:
@@ -63,13 +64,6 @@ def decode_step(model, context, batch, speeds):
 def decode(*changes: str) -> str:
     """The function above with some of its text replaced: old, new, old, new."""
     return changed(DECODE, *changes)
-
-
-def changed(source: str, *changes: str) -> str:
-    for old, new in zip(changes[::2], changes[1::2], strict=True):
-        assert old in source, old
-        source = source.replace(old, new)
-    return source
 
 
 STEP = Answers(
