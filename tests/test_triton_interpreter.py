@@ -51,4 +51,4 @@ def test_the_gpu_check_runs_to_its_end_on_toy_sizes(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "All parts came to their end." in done.stdout
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"kernels.json", "kernels.png", "decode.json", "offline.json", "offline.png"} <= written
+    assert {"kernels.json", "kernels.png", "decode.json", "offline.json", "offline.png", "peers.json"} <= written

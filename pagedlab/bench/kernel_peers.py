@@ -108,7 +108,10 @@ def flashinfer(dense: Dense) -> Call:
     page = 16
     pages = length // page
     device = dense.keys.device
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(torch.zeros(2**27, dtype=torch.uint8, device=device), "NHD")
+    group = dense.query.shape[2] // kv_heads
+    workspace = torch.zeros(2**27, dtype=torch.uint8, device=device)
+    # As its documentation advises for grouped queries.
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=group >= 4)
     wrapper.plan(
         torch.arange(batch + 1, dtype=torch.int32, device=device) * pages,
         torch.randperm(batch * pages, device=device).to(torch.int32),
