@@ -9,12 +9,10 @@ from typing import Any
 from pagedlab.course import progress, questions
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import badge, emit, format_value, plain_value, table, text
+from pagedlab.course.masters import STUB
 from pagedlab.course.questions import Case, Question
 
 NOT_ANSWERED = "not answered yet"
-STUB = "Write your code here."
-"""What the stub of an unanswered function raises NotImplementedError with."""
-
 MISSING = object()
 """Stands for an answer that was not passed."""
 

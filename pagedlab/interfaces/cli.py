@@ -133,6 +133,16 @@ def build_parser() -> argparse.ArgumentParser:
     notebooks.add_argument("action", choices=("run", "check"))
     notebooks.add_argument("files", nargs="*", metavar="FILE", help="notebooks; left out: chapters/*.ipynb")
 
+    exercises = command(
+        "exercises",
+        "make the exercise notebooks from their masters in solutions/",
+        run_exercises,
+        "  pagedlab exercises build\n  pagedlab exercises build --check           # write nothing, say which differ",
+    )
+    exercises.add_argument("action", choices=("build",))
+    exercises.add_argument("--check", action="store_true", help="write nothing; status 1 if a file differs")
+    exercises.add_argument("--force", action="store_true", help="overwrite files that hold answers, too")
+
     bench = commands.add_parser("bench", help="measure the engine against peers and the physical limit", add_help=False)
     bench.set_defaults(handler=run_bench)
     return parser
@@ -232,6 +242,12 @@ def run_notebooks(arguments: argparse.Namespace) -> int:
     from pagedlab.course.notebooks import COMMANDS
 
     return COMMANDS[arguments.action](arguments.files)
+
+
+def run_exercises(arguments: argparse.Namespace) -> int:
+    from pagedlab.course.exercise_notebooks import build_command
+
+    return build_command(check=arguments.check, force=arguments.force)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
