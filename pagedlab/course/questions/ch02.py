@@ -11,14 +11,8 @@ from pagedlab.basics import masks
 from pagedlab.basics.attention import attention
 from pagedlab.course.drivers.ch01 import part
 from pagedlab.course.drivers.ch02 import leaks_found, leaks_in_words, mask_rows
-from pagedlab.course.questions.ch02_mistakes import (
-    CLOSE,
-    PAIR_MISTAKES,
-    attention_explained,
-    leaks_explained,
-    mask_explained,
-    repair_explained,
-)
+from pagedlab.course.questions.ch02_attention_mistakes import CLOSE, attention_explained, repair_explained
+from pagedlab.course.questions.ch02_mistakes import PAIR_MISTAKES, leaks_explained, mask_explained
 from pagedlab.course.questions.mistakes import named_by_part
 from pagedlab.course.questions.model import Case, Kind, Question
 
@@ -26,7 +20,8 @@ from pagedlab.course.questions.model import Case, Kind, Question
 def pair_parts() -> Iterable[Case]:
     packed = masks.block_diagonal([4, 1, 6]) & masks.causal(11)
     earlier = masks.causal(6) & ~torch.eye(6, dtype=torch.bool)
-    once = attention(*[torch.ones(6, 1, 4)] * 3, earlier)
+    x = torch.ones(6, 1, 4)
+    once = attention(x, x, x, earlier)
     twice = attention(once, once, once, earlier)
     for name, count in {
         "causal": masks.causal(12).sum(),
