@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from pagedlab.course.drivers import call
+from pagedlab.course.drivers.records import parts as named_parts
+
 Operation = tuple[Any, ...]
 """("fork", "A", "B"): the name of a method and its arguments."""
 
@@ -59,3 +62,7 @@ def read_back(tables: Any, pool: dict[int, str], block_size: int) -> dict[str, l
         ]
         for name, table in tables.tables.items()
     }
+
+
+def sharing(answer: Any, *arguments: Any) -> dict[str, Any]:
+    return named_parts(call(answer, *arguments), "in use", "saved")

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from pagedlab.course.drivers import call
+from pagedlab.course.drivers.records import columns, parts
+
 Encode = Callable[[str], list[int]]
 
 
@@ -16,9 +19,21 @@ def encoder(prompts: Sequence[str], ids: Sequence[Sequence[int]]) -> Encode:
     return lambda text: list(known[text])
 
 
-def with_encode(answer: Any, prompts: Sequence[str], ids: Sequence[Sequence[int]]) -> Any:
+def rectangle(answer: Any, prompts: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, Any]:
     """The answer gets prompts as text, and a function that makes tokens of them."""
-    return answer(list(prompts), encoder(prompts, ids))
+    return parts(answer(list(prompts), encoder(prompts, ids)), "tokens", "pads", "useful")
+
+
+def joining(answer: Any, *arguments: Any) -> dict[str, Any]:
+    return parts(call(answer, *arguments), "pads", "cells")
+
+
+def launches(answer: Any, *arguments: Any) -> dict[str, Any]:
+    return columns(call(answer, *arguments), "start", "requests")
+
+
+def seats(answer: Any, *arguments: Any) -> dict[str, Any]:
+    return columns(call(answer, *arguments), "waited", "for nobody")
 
 
 def padded_inputs(answer: Any, rows: Sequence[Sequence[int]], pad: int) -> dict[str, Any]:

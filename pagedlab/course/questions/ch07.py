@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pagedlab.basics.attention import OnlineSoftmax
-from pagedlab.course.drivers.ch07 import NUM_BLOCKS, merge_all, replay_prefixes, replay_tables
+from pagedlab.course.drivers.ch07 import NUM_BLOCKS, merge_all, replay_prefixes, replay_tables, sharing
 from pagedlab.course.questions.ch07_mistakes import (
     HIDDEN,
     PREFIX_MISTAKES,
@@ -251,7 +251,7 @@ def sharing_cases() -> Iterable[Case]:
             family.write_token()
         count = family.count()
         name = f"{prompt} + {written} tokens, {samples} samples, blocks of {size}"
-        yield Case(name, (prompt, written, samples, size), (count.held, count.saving))
+        yield Case(name, (prompt, written, samples, size), {"in use": count.held, "saved": count.saving})
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -400,5 +400,6 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=named(*SHARING_MISTAKES),
         tolerance=1e-3,
+        drive=sharing,
     ),
 )

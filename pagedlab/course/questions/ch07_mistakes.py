@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedlab.course.drivers.ch07 import merge_all, replay_prefixes
+from pagedlab.course.drivers.ch07 import merge_all, replay_prefixes, sharing
 from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
 
@@ -378,7 +378,7 @@ def sharing_mistake(says: str, held: Any = None, answer: Any = None) -> Mistake:
         unshared = samples * up(prompt + written, size)
         return answer(in_use, unshared) if answer else (in_use, 1 - in_use / unshared)
 
-    return Mistake(says, do)
+    return Mistake(says, lambda *arguments: sharing(do, *arguments))
 
 
 SHARING_MISTAKES = (
@@ -401,7 +401,10 @@ SHARING_MISTAKES = (
     sharing_mistake("Samples share the full blocks of their prompt.", lambda p, w, k, s: k * up(p + w, s)),
     Mistake(
         "Sharing is by whole blocks: a share of tokens is not the share of blocks.",
-        lambda p, w, k, s: (k * up(p + w, s) - (k - 1) * (p // s if w else up(p, s)), (k - 1) * p / (k * (p + w))),
+        lambda p, w, k, s: {
+            "in use": k * up(p + w, s) - (k - 1) * (p // s if w else up(p, s)),
+            "saved": (k - 1) * p / (k * (p + w)),
+        },
     ),
     sharing_mistake(
         "The prompt's own sequence is one of the samples: there are as many tables as samples.",

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from pagedlab.course.drivers.ch09 import described, padded_inputs, with_encode
+from pagedlab.course.drivers import ch09 as drivers
 from pagedlab.course.questions.ch09_mistakes import (
     JOINING_MISTAKES,
     LAUNCH_MISTAKES,
@@ -58,7 +58,8 @@ def rectangle_cases() -> Iterable[Case]:
         ("all of one length", *made_up(4, 4, 4)),
         ("many", *made_up(31, 2, 8, 16, 16, 90, 1)),
     ):
-        yield Case(name, (prompts, ids), counted_cells(ids))
+        tokens, pads, useful = counted_cells(ids)
+        yield Case(name, (prompts, ids), {"tokens": tokens, "pads": pads, "useful": useful})
 
 
 def counted_cells(ids: Ids) -> tuple[list[int], int, float]:
@@ -79,7 +80,7 @@ def joining_cases() -> Iterable[Case]:
     for decoding, newcomers in steps:
         _, pads, _ = counted_cells([[0] * n for n in [1] * decoding + newcomers])
         name = f"{decoding} decoding, joined by {', '.join(map(str, newcomers)) or 'nobody'}"
-        yield Case(name, (decoding, newcomers), (pads, pads + decoding + sum(newcomers)))
+        yield Case(name, (decoding, newcomers), {"pads": pads, "cells": pads + decoding + sum(newcomers)})
 
 
 # ---- q3, q4: batches on a clock --------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def launch_cases() -> Iterable[Case]:
     ):
         run = simulate_dynamic([TraceRequest(a, 1, 1) for a in arrivals], one_speed(busy), size, timeout)
         starts, counts = np.unique(run.started, return_counts=True)
-        expected = list(zip(starts.tolist(), counts.tolist(), strict=True))
+        expected = {"start": starts, "requests": counts}
         yield Case(name, (arrivals, size, timeout, busy), expected)
 
 
@@ -131,7 +132,7 @@ def seat_cases() -> Iterable[Case]:
         ("twenty requests", [draw.randrange(1, 60) for _ in range(20)], 8),
     ):
         run = simulate_static([TraceRequest(0.0, 1, m) for m in answers], one_speed(1.0), size)
-        expected = list(zip(run.started.tolist(), (run.released - run.finished).tolist(), strict=True))
+        expected = {"waited": run.started, "for nobody": run.released - run.finished}
         yield Case(name, (answers, size), expected)
 
 
@@ -160,7 +161,7 @@ def token_by_token(rows: Ids, pad: int) -> dict[str, Any]:
     mask = [
         [[query == key or pads <= key <= query for key in range(width)] for query in range(width)] for pads in missing
     ]
-    return described(ids, mask, positions)
+    return drivers.described(ids, mask, positions)
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -182,7 +183,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=named(*RECTANGLE_MISTAKES),
         tolerance=1e-3,
-        drive=with_encode,
+        drive=drivers.rectangle,
     ),
     Question(
         id="ch09.q2",
@@ -204,6 +205,7 @@ QUESTIONS: tuple[Question, ...] = (
             ),
         ),
         explain=named(*JOINING_MISTAKES),
+        drive=drivers.joining,
     ),
     Question(
         id="ch09.q3",
@@ -230,6 +232,7 @@ QUESTIONS: tuple[Question, ...] = (
             ),
         ),
         explain=named(*LAUNCH_MISTAKES),
+        drive=drivers.launches,
         tolerance=1e-9,
     ),
     Question(
@@ -252,6 +255,7 @@ QUESTIONS: tuple[Question, ...] = (
             ),
         ),
         explain=named(*SEAT_MISTAKES),
+        drive=drivers.seats,
         tolerance=1e-9,
     ),
     Question(
@@ -279,6 +283,6 @@ QUESTIONS: tuple[Question, ...] = (
             ),
         ),
         explain=named(*PADDED_MISTAKES),
-        drive=padded_inputs,
+        drive=drivers.padded_inputs,
     ),
 )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from pagedlab.course.drivers import ch09 as drivers
 from pagedlab.course.drivers.ch09 import described
+from pagedlab.course.drivers.records import parts
 from pagedlab.course.questions.mistakes import Mistake
+
+
+def through(drive: Any, *mistakes: Mistake) -> tuple[Mistake, ...]:
+    """The same mistakes, with results in the form that the question's driver gives them."""
+    return tuple(Mistake(mistake.says, partial(drive, mistake.do)) for mistake in mistakes)
+
 
 # ---- q1: three prompts, one rectangle --------------------------------------------------------------------------------
 
@@ -22,7 +31,7 @@ def rectangle_mistake(says: str, count: Any = None, answer: Any = None) -> Mista
     def do(prompts: Sequence[str], ids: Ids) -> Any:
         lengths = [count(text) for text in prompts] if count else [len(tokens) for tokens in ids]
         cells = len(lengths) * max(lengths)
-        return (answer or right)(lengths, cells - sum(lengths), cells)
+        return parts((answer or right)(lengths, cells - sum(lengths), cells), "tokens", "pads", "useful")
 
     def right(lengths: list[int], pads: int, cells: int) -> Any:
         return lengths, pads, sum(lengths) / cells
@@ -69,7 +78,7 @@ RECTANGLE_MISTAKES = (
     ),
     Mistake(
         "2, 5 and 10 are guesses. The tokenizer counts 1, 6 and 9, and other prompts have other lengths.",
-        lambda prompts, ids: ([2, 5, 10], 13, 17 / 30),
+        lambda prompts, ids: {"tokens": [2, 5, 10], "pads": 13, "useful": 17 / 30},
     ),
 )
 
@@ -84,7 +93,7 @@ def joining_mistake(says: str, do: Any) -> Mistake:
         cells = width * (decoding + len(newcomers))
         return do(decoding, newcomers, width, cells - decoding - sum(newcomers), cells)
 
-    return Mistake(says, wrong)
+    return Mistake(says, lambda *arguments: drivers.joining(wrong, *arguments))
 
 
 JOINING_MISTAKES = (
@@ -182,7 +191,8 @@ def no_timeout(arrivals: Sequence[float], size: int, timeout: float, busy: float
     return launches(arrivals, size, 0.0, busy)
 
 
-LAUNCH_MISTAKES = (
+LAUNCH_MISTAKES = through(
+    drivers.launches,
     launch_mistake("A full batch does not wait for the time-out.", when_full=False),
     launch_mistake("That is static batching: it waits for a full batch, whatever the time-out says.", timed=False),
     launch_mistake("The time-out belongs to the oldest request: a newcomer does not start it anew.", since_newest=True),
@@ -260,7 +270,8 @@ def previous_batch(answers: Sequence[int], size: int) -> Waits:
     return [(before[i // size], idle) for i, (_, idle) in enumerate(static_seats(answers, size))]
 
 
-SEAT_MISTAKES = (
+SEAT_MISTAKES = through(
+    drivers.seats,
     Mistake(
         "That is continuous batching: a free seat is taken at once. A static batch leaves together.", continuous_seats
     ),

@@ -1,0 +1,276 @@
+"""Chapter 10: a ragged batch, the mask of a mixed step, a leak, a step within a budget, and who is preempted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from itertools import product
+from math import ceil
+from typing import Any
+
+import torch
+
+from pagedlab.basics import masks
+from pagedlab.course.drivers import ch10 as drivers
+from pagedlab.course.drivers.ch10 import described, leak, mask_as_found, ragged
+from pagedlab.course.questions.ch09 import THREE_PROMPTS, made_up, tokenized
+from pagedlab.course.questions.ch10_mistakes import (
+    MASK_MISTAKES,
+    PLAN_MISTAKES,
+    PREEMPT_MISTAKES,
+    RAGGED_MISTAKES,
+    leak_explained,
+    plan_explained,
+    ragged_explained,
+)
+from pagedlab.course.questions.mistakes import named
+from pagedlab.course.questions.model import Case, Kind, Question
+from pagedlab.model_authoring.block_manager import BlockManager
+from pagedlab.model_authoring.request import Request, RequestStatus
+from pagedlab.model_authoring.scheduler import Scheduler
+from pagedlab.sampling_params import SamplingParams
+
+# ---- q1: three prompts, no rectangle ---------------------------------------------------------------------------------
+
+
+def ragged_cases() -> Iterable[Case]:
+    for name, prompts, ids in (
+        ("three prompts, the course's tokenizer", THREE_PROMPTS, tokenized(THREE_PROMPTS)),
+        ("a tokenizer of 2, 5 and 10 tokens", *made_up(2, 5, 10)),
+        ("3 and 2 tokens", *made_up(3, 2)),
+        ("two prompts of one length", *made_up(2, 2)),
+        ("one prompt", *made_up(4)),
+        ("five prompts", *made_up(1, 3, 1, 2, 4)),
+    ):
+        lengths = [len(row) for row in ids]
+        positions = torch.cat([torch.arange(n) for n in lengths])
+        mask = masks.block_diagonal(lengths) & masks.causal(sum(lengths))
+        share = int(mask.sum()) / mask.numel()
+        yield Case(name, (prompts, ids), described([t for row in ids for t in row], positions, mask, share))
+
+
+# ---- q2: the mask of a mixed step ------------------------------------------------------------------------------------
+
+
+def mask_cases() -> Iterable[Case]:
+    draw = random.Random(10)
+    steps = {
+        "two prompts": [(0, 3), (0, 2)],
+        "two decodes": [(50, 1), (80, 1)],
+        "two decodes and a prompt of 10": [(50, 1), (80, 1), (0, 10)],
+        "a second chunk of 4 behind 8": [(8, 4)],
+        "a chunk, a decode, and a prompt": [(64, 32), (7, 1), (0, 5)],
+        "twelve requests": [(draw.randrange(200), draw.choice([1, 1, 1, 16, 40])) for _ in range(12)],
+    }
+    for name, step in steps.items():
+        mask = torch.block_diag(*[masks.chunk(cached, new).int() for cached, new in step])
+        yield Case(name, (step,), {"rows": len(mask), "columns": mask.shape[1], "True": int(mask.sum())})
+
+
+# ---- q3: a mask that leaks, sometimes --------------------------------------------------------------------------------
+
+
+def leak_cases() -> Iterable[Case]:
+    """Searched: the fewest tokens for which the given mask is not that of pagedlab."""
+    for tokens in range(1, 8):
+        for count in range(1, tokens + 1):
+            for lengths in product(range(1, tokens + 1), repeat=count):
+                right = masks.block_diagonal(lengths) & masks.causal(sum(lengths))
+                if sum(lengths) == tokens and not torch.equal(mask_as_found(lengths), right):
+                    yield Case(
+                        "the given mask, for your lengths", (), {"leaks": True, "tokens": tokens, "requests": count}
+                    )
+                    return
+
+
+# ---- q4, q5: the engine's scheduler ----------------------------------------------------------------------------------
+
+
+def run(scheduler: Scheduler, name: str, computed: int, known: int) -> None:
+    """Put a request among the running ones, as if earlier steps had computed some of its tokens."""
+    request = Request(name, [1] * known, SamplingParams(max_tokens=100), arrival=len(scheduler.running))
+    scheduler.block_manager.attach_prefix(request)
+    assert scheduler.block_manager.allocate(request, computed)
+    request.num_computed_tokens = computed
+    request.status = RequestStatus.RUNNING
+    scheduler.running.append(request)
+
+
+def engine_plan(
+    running: Sequence[tuple[str, int, int]], waiting: Sequence[tuple[str, int]], seats: int, budget: int
+) -> dict[str, Any]:
+    manager = BlockManager(10_000, 16, enable_prefix_caching=False)
+    scheduler = Scheduler(manager, seats, max(seats, budget))
+    scheduler.max_num_batched_tokens = budget  # the engine refuses a budget below its seats; a question may ask for one
+    for name, computed, known in running:
+        run(scheduler, name, computed, known)
+    for name, prompt in waiting:
+        arrival = len(list(scheduler.unfinished()))
+        scheduler.add(Request(name, [1] * prompt, SamplingParams(max_tokens=100), arrival=arrival))
+    items = scheduler.schedule().items
+    return {
+        "name": [item.request.request_id for item in items],
+        "tokens": [item.num_tokens for item in items],
+        "yields": [bool(item.sampled) for item in items],
+    }
+
+
+def plan_cases() -> Iterable[Case]:
+    draw = random.Random(12)
+    decodes = [(name, n, n + 1) for name, n in zip("ABCD", (9, 30, 4, 17), strict=True)]
+    for name, running, waiting, seats, budget in (
+        ("everything fits", decodes[:2], [("E", 5), ("F", 3)], 8, 20),
+        ("a prompt longer than the budget", [], [("E", 30_000)], 4, 512),
+        ("the last prompt is cut", decodes, [("E", 6), ("F", 20), ("G", 2)], 8, 16),
+        ("a long prompt before a short one", decodes[:1], [("E", 50), ("F", 2)], 4, 12),
+        ("a chunked prompt goes on", [*decodes[:2], ("C", 24, 40)], [("E", 8)], 4, 20),
+        ("a chunked prompt longer than the budget", [*decodes[:1], ("B", 12, 100)], [("E", 8)], 4, 16),
+        ("the budget ends exactly", decodes[:2], [("E", 6), ("F", 5)], 4, 8),
+        ("no seat is free", decodes, [("E", 5)], 4, 50),
+        ("one seat is free", decodes[:3], [("E", 5), ("F", 5)], 4, 50),
+        ("two seats for four", [], [("E", 5), ("F", 2), ("G", 7), ("H", 1)], 2, 50),
+        ("fewer tokens than decodes", decodes, [("E", 5)], 8, 3),
+    ):
+        yield Case(name, (running, waiting, seats, budget), engine_plan(running, waiting, seats, budget))
+    for number in range(2):
+        running = [(f"r{i}", n, n + 1) for i, n in enumerate(draw.sample(range(1, 90), 5))]
+        waiting = [(f"w{i}", draw.randrange(1, 40)) for i in range(6)]
+        seats, budget = draw.randrange(6, 11), draw.randrange(20, 90)
+        expected = engine_plan(running, waiting, seats, budget)
+        yield Case(
+            f"eleven requests, {'once' if number == 0 else 'again'}", (running, waiting, seats, budget), expected
+        )
+
+
+def engine_decodes(running: Sequence[tuple[str, int]], free: int, block_size: int) -> dict[str, Any]:
+    held = sum(ceil((tokens - 1) / block_size) for _, tokens in running)
+    manager = BlockManager(1 + held + free, block_size, enable_prefix_caching=False)  # block 0 is never handed out
+    scheduler = Scheduler(manager, len(running), 1000)
+    for name, tokens in running:
+        run(scheduler, name, tokens - 1, tokens)
+    schedule = scheduler.schedule()
+    computed = [item.request.request_id for item in schedule.items]
+    preempted = [request.request_id for request in schedule.preempted]
+    return {"computed": computed, "preempted": preempted, "free": manager.num_free_blocks}
+
+
+def preempt_cases() -> Iterable[Case]:
+    draw = random.Random(13)
+    cases: dict[str, tuple[list[tuple[str, int]], int, int]] = {
+        "blocks enough": ([("A", 5), ("B", 9), ("C", 3)], 2, 4),
+        "nobody needs a block": ([("A", 4), ("B", 8), ("C", 3)], 0, 4),
+        "the first needs a block": ([("A", 9), ("B", 3), ("C", 11)], 0, 4),
+        "the last needs a block": ([("A", 6), ("B", 7), ("C", 9)], 0, 4),
+        "the one in the middle": ([("A", 31), ("B", 17), ("C", 7), ("D", 10)], 0, 4),
+        "two need one": ([("A", 5), ("B", 9), ("C", 16)], 0, 4),
+        "the first victim is not enough": ([("A", 5), ("B", 5), ("C", 2), ("D", 3)], 0, 4),
+        "alone": ([("A", 9)], 0, 4),
+        "the victim would have needed one, too": ([("A", 17), ("B", 20), ("C", 33)], 0, 16),
+    }
+    for number in range(3):
+        running = [(name, draw.randrange(2, 30)) for name in "ABCDEFGH"]
+        cases[f"eight requests, draw {number + 1}"] = (running, draw.randrange(2), 4)
+    for name, arguments in cases.items():
+        yield Case(name, arguments, engine_decodes(*arguments))
+
+
+QUESTIONS: tuple[Question, ...] = (
+    Question(
+        id="ch10.q1",
+        title="Three prompts, no rectangle",
+        kind=Kind.IMPLEMENT,
+        difficulty=1,
+        points=3,
+        answer="ragged",
+        cases=ragged_cases,
+        hints=(
+            "Write the mask of two short prompts on squared paper: which squares does a prompt have to itself?",
+            "Number the prompts and give every token its prompt's number. A token sees another if their numbers are "
+            "equal "
+            "and the other one does not come later.",
+            "owner = torch.arange(len(rows)).repeat_interleave(lengths); equal owners, and the lower triangle. "
+            "Positions: "
+            "one torch.arange(length) a prompt, concatenated.",
+        ),
+        explain=ragged_explained(named(*RAGGED_MISTAKES)),
+        tolerance=1e-6,
+        drive=ragged,
+    ),
+    Question(
+        id="ch10.q2",
+        title="The mask of a mixed step",
+        kind=Kind.COMPUTE,
+        difficulty=2,
+        points=3,
+        answer="mask_size",
+        cases=mask_cases,
+        hints=(
+            "A row is a token that is computed now. A column is a key: computed now, or in the cache.",
+            "Requests do not see each other, so count them one by one and add. The first new token sees the cached "
+            "keys and "
+            "itself, the next one more, and so on.",
+            (
+                "Of one request: new rows, cached + new columns, and new * cached + (1 + 2 + ... + new) entries that"
+                " are True."
+            ),
+        ),
+        explain=named(*MASK_MISTAKES),
+        drive=drivers.mask_size,
+    ),
+    Question(
+        id="ch10.q3",
+        title="A mask that leaks, sometimes",
+        kind=Kind.DIAGNOSE,
+        difficulty=1,
+        points=2,
+        answer="leaking",
+        cases=leak_cases,
+        hints=(
+            "Print `owner` for a few batches. It should say which request a token belongs to. What does it say?",
+            "A token's label is the length of its prompt. When do two requests get the same label?",
+            "Two prompts of the same length are one request to this mask. How short can two prompts be?",
+        ),
+        explain=leak_explained,
+        drive=leak,
+    ),
+    Question(
+        id="ch10.q4",
+        title="A budget of requests",
+        kind=Kind.DIAGNOSE,
+        difficulty=3,
+        points=5,
+        answer="plan",
+        cases=plan_cases,
+        hints=(
+            "Keep what is left of the budget in one number, in tokens. What does one request take away from it?",
+            "First the running ones, then as many of the waiting ones as there are free seats: each lacks some "
+            "tokens and "
+            "gets the smaller of that and what is left. Stop when nothing is left.",
+            "tokens = min(lacking, budget); yields = (tokens == lacking); budget -= tokens. A running request lacks "
+            "known - computed, and seats - len(running) requests may be admitted.",
+        ),
+        explain=plan_explained(named(*PLAN_MISTAKES)),
+        drive=drivers.plan,
+    ),
+    Question(
+        id="ch10.q5",
+        title="Who gives blocks back",
+        kind=Kind.IMPLEMENT,
+        difficulty=3,
+        points=4,
+        answer="decode_step",
+        cases=preempt_cases,
+        hints=(
+            "How many blocks does a request hold, and how many does it need after this step? Only then is the "
+            "question of "
+            "a victim.",
+            "It holds ceil((tokens - 1) / block_size) and needs ceil(tokens / block_size). The victim is the last of"
+            " those "
+            "that still run, so it is never one that was computed already.",
+            "Loop while some request that runs is not computed. If it needs a block and free is 0: pop the last of "
+            "`running`, add its blocks to free, and look again. Else: take the block, note the name.",
+        ),
+        explain=named(*PREEMPT_MISTAKES),
+        drive=drivers.decode_step,
+    ),
+)
