@@ -52,6 +52,7 @@ NUM_KV_HEADS = 8
 
 POINTERS = {
     "tables_ptr": "*i32",
+    "table_ptr": "*i32",
     "query_starts_ptr": "*i32",
     "seq_lens_ptr": "*i32",
     "pairs_ptr": "*i32",
@@ -163,9 +164,11 @@ def cases(arch: int) -> Iterator[Case]:
     yield Case("head norms + RoPE + cache write", rope_cache_write_kernel, rope, 4)
 
 
-def compile_case(case: Case, arch: int) -> Report:
-    """Raises:
-    BackendError: this process interprets kernels instead of compiling them.
+def compiled_kernel(case: Case, arch: int) -> Any:
+    """Triton's compiled kernel: its `asm` holds the text of each stage ("ttgir", "ptx") and the "cubin".
+
+    Raises:
+        BackendError: this process interprets kernels instead of compiling them.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -177,11 +180,18 @@ def compile_case(case: Case, arch: int) -> Report:
     # What a launch tells the compiler: tensors begin at multiples of 16 bytes, rows at multiples of 16 elements.
     aligned = [name for name in names if name.endswith("_ptr") or name in _row_strides(case)]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(fn=case.kernel, signature=signature, constexprs=case.constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers, **FUSED},
     )
+
+
+def compile_case(case: Case, arch: int) -> Report:
+    """Raises:
+    BackendError: this process interprets kernels instead of compiling them.
+    """
+    compiled = compiled_kernel(case, arch)
     registers, spill = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global.*?, *(0x[0-9a-f]+|\d+)", ptx)
