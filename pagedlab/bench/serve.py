@@ -200,10 +200,13 @@ class Benchmark:
         }
 
     def _start_peer(self, stack: contextlib.ExitStack, result: dict[str, Any]) -> ServerProcess | None:
-        device = "cuda" if self._on_gpu() else "cpu"
+        limits = self.llm.llm_engine.limits
+        device, kv_tokens = ("cuda", None) if self._on_gpu() else ("cpu", limits.num_blocks * limits.block_size)
         try:
             return stack.enter_context(
-                transformers_server(self.model_path, device, result["dtype"], self.arguments.peer_start_timeout)
+                transformers_server(
+                    self.model_path, device, result["dtype"], self.arguments.peer_start_timeout, kv_tokens
+                )
             )
         except ServerStartError as error:
             result["peer_missing"] = str(error)

@@ -146,8 +146,18 @@ def pagedlab_server(
     return ServerProcess("pagedlab serve", [*command, *options], None, start_timeout, variables)
 
 
-def transformers_server(model: Path | str, device: str, dtype: str, start_timeout: float) -> ServerProcess:
+PEER_BLOCK_SIZE = 32
+PEER_BATCH_TOKENS = 2048
+
+
+def transformers_server(
+    model: Path | str, device: str, dtype: str, start_timeout: float, kv_tokens: int | None = None
+) -> ServerProcess:
     """`transformers serve` with continuous batching on a free port.
+
+    Args:
+        kv_tokens: places in its KV cache; None lets it take the memory that is free. On a CPU it then builds masks
+            over a cache of many GB, and has not answered its first request after two minutes.
 
     Raises:
         ServerStartError: transformers' command line is not installed.
@@ -158,6 +168,9 @@ def transformers_server(model: Path | str, device: str, dtype: str, start_timeou
         raise ServerStartError("transformers serve cannot be started: there is no `transformers` program here.")
     port = free_port()
     options = ["--continuous-batching", "--host", HOST, "--port", str(port), "--device", device, "--dtype", dtype]
+    if kv_tokens is not None:
+        options += ["--cb-block-size", str(PEER_BLOCK_SIZE), "--cb-num-blocks", str(kv_tokens // PEER_BLOCK_SIZE)]
+        options += ["--cb-max-batch-tokens", str(PEER_BATCH_TOKENS)]
     return ServerProcess("transformers serve", [program, "serve", str(model), *options], port, start_timeout)
 
 
