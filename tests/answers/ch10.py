@@ -177,8 +177,8 @@ leaking = min(filter(leaks, batches), key=sum)
     wrong=[
         ("the chapter's batch", "leaking = [3, 2]", "No leak"),
         ("the three prompts", "leaking = [1, 6, 9]", "No leak"),
-        ("one prompt", "leaking = [2]", "nobody to leak to"),
-        ("one token", "leaking = [1]", "nobody to leak to"),
+        ("one prompt", "leaking = [2]", "No leak"),
+        ("one token", "leaking = [1]", "No leak"),
         ("different lengths", "leaking = [1, 2]", "No leak"),
         ("equal, but longer", "leaking = [2, 2]", "fewer tokens are enough"),
         ("three of them", "leaking = [1, 1, 1]", "fewer tokens are enough"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,15 +39,33 @@ def mask_as_found(lengths: Sequence[int]) -> torch.Tensor:
     return same & torch.ones(len(owner), len(owner)).tril().bool()
 
 
+def leaks(lengths: Sequence[int]) -> bool:
+    """Does a token see one of another request under the given code?"""
+    number = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    strangers = number[:, None] != number[None, :]
+    return bool((mask_as_found(lengths) & strangers).any())
+
+
 def leak(answer: Any) -> dict[str, Any]:
-    """Runs the given code on the reader's lengths: does a token see one of another request?"""
+    """Runs the given code on the reader's lengths, and on all batches that have fewer tokens."""
     lengths = list(answer)
     if not lengths or not all(isinstance(n, int) and n >= 1 for n in lengths):
         raise ValueError("a batch is a list of lengths, whole numbers of at least 1")
-    number = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    strangers = number[:, None] != number[None, :]
-    leaks = bool((mask_as_found(lengths) & strangers).any())
-    return {"leaks": leaks, "tokens": sum(lengths), "requests": len(lengths)}
+    smaller = (batch for total in range(1, min(sum(lengths), MANY_TOKENS)) for batch in batches_of(total))
+    return {"leaks": leaks(lengths), "a smaller batch leaks": any(map(leaks, smaller))}
+
+
+MANY_TOKENS = 8
+"""From here on no batch is the smallest; looking at all smaller ones would take long."""
+
+
+def batches_of(tokens: int) -> Iterator[list[int]]:
+    """All lists of lengths with so many tokens in all."""
+    if tokens == 0:
+        yield []
+    for first in range(1, tokens + 1):
+        for rest in batches_of(tokens - first):
+            yield [first, *rest]
 
 
 def plan(answer: Any, *arguments: Any) -> dict[str, Any]:

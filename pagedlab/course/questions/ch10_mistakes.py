@@ -165,8 +165,6 @@ def leak_explained(case: Case, got: Any) -> str:
         return "Give a list of prompt lengths, whole numbers of at least 1." * ("Error" in got)
     if got["leaks"]:
         return "It leaks, and fewer tokens are enough."
-    if got["requests"] == 1:
-        return "One request alone has nobody to leak to."
     return "No leak: every token sees its own request only. What must two requests share to get one label?"
 
 
