@@ -106,6 +106,7 @@ STEP = Answers(
         ("times added", decode("max(arithmetic, reading)", "arithmetic + reading"), "not their sum"),
         ("the shorter time", decode("max(arithmetic, reading)", "min(arithmetic, reading)"), "not the shorter"),
         ("milliseconds", decode("max(arithmetic, reading)", "1000 * max(arithmetic, reading)"), "asked in seconds"),
+        ("nothing returned", decode("return flop", "flop"), "end it with `return`"),
         ("bytes per FLOP", decode("flop / moved, bound", "moved / flop, bound"), "upside down"),
         ("words swapped", decode("arithmetic > reading", "arithmetic < reading"), "words are swapped"),
     ],

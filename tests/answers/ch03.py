@@ -251,6 +251,12 @@ CACHES = Answers(
             """,
             "was copied",
         ),
+        ("nothing returned", cache("return self.memory[0", "self.memory[0"), "must return two tensors"),
+        (
+            "torch's own error when full",
+            cache('        if end > self.capacity:\n            raise ValueError("full")\n', ""),
+            "must raise ValueError",
+        ),
         (
             "no error when full",
             cache(

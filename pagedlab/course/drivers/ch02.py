@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def mask_rows(answer: Any, *arguments: Any) -> list[str]:
-    """A mask as one text a row: # may be seen, . may not, ? is neither true nor false."""
+    """A mask as one text a row: ■ may be seen, □ may not (equally wide in any font), ? is neither true nor false."""
     mask = answer(*arguments)
     rows = mask.tolist() if hasattr(mask, "tolist") else [list(row) for row in mask]
-    return ["".join("#" if entry == 1 else "." if entry == 0 else "?" for entry in row) for row in rows]
+    return ["".join("■" if entry == 1 else "□" if entry == 0 else "?" for entry in row) for row in rows]
 
 
 def leaks_found(answer: Any, kind: str, mask: Tensor, x: Tensor) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import ceil
 
 from pagedlab.basics.published_configs import PUBLISHED
-from pagedlab.course.drivers.ch01 import part
+from pagedlab.course.drivers.ch01 import bill, part, step
 from pagedlab.course.questions.ch01_mistakes import (
     CARD_MISTAKES,
     COST_MISTAKES,
@@ -59,8 +59,10 @@ def decode_cases() -> Iterable[Case]:
         }
         speeds = speeds_of(device)
         work = roofline.decode(shape, context - 1, batch)  # pagedlab's context does not hold the new token
-        expected = (work.intensity, work.bound_by(device), work.seconds(device))
-        yield Case(f"{name}, {card}, context {context}, batch {batch}", (model, context, batch, speeds), expected)
+        found = (work.intensity, work.bound_by(device), work.seconds(device))
+        yield Case(
+            f"{name}, {card}, context {context}, batch {batch}", (model, context, batch, speeds), step(tuple, found)
+        )
 
 
 def speeds_of(device: Device) -> dict[str, float]:
@@ -111,8 +113,8 @@ def cost_cases() -> Iterable[Case]:
     ]
     for a_day, tokens, rate, price in services:
         gpus = ceil(a_day * tokens / (24 * 3600 * rate))
-        expected = (gpus, gpus * price * 24 / (a_day * tokens / 1e6))
-        yield Case(f"{a_day:,} requests of {tokens:,} tokens", (a_day, tokens, rate, price), expected)
+        found = (gpus, gpus * price * 24 / (a_day * tokens / 1e6))
+        yield Case(f"{a_day:,} requests of {tokens:,} tokens", (a_day, tokens, rate, price), bill(tuple, found))
 
 
 # ---- q5: a time sheet with three faults ------------------------------------------------------------------------------
@@ -168,6 +170,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=named(*DECODE_MISTAKES, tolerance=1e-3),
         tolerance=1e-3,
+        drive=step,
     ),
     Question(
         id="ch01.q3",
@@ -201,6 +204,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=named(*COST_MISTAKES),
         tolerance=1e-6,
+        drive=bill,
     ),
     Question(
         id="ch01.q5",

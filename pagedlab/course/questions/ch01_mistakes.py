@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from typing import Any
 
+from pagedlab.course.drivers.ch01 import bill, step
 from pagedlab.course.questions.mistakes import Mistake
 from pagedlab.course.questions.model import Case
 
@@ -75,7 +77,7 @@ def wrong_step(
 
 
 def decode_mistake(says: str, **options: Any) -> Mistake:
-    return Mistake(says, lambda *arguments: wrong_step(*arguments, **options))
+    return Mistake(says, lambda *arguments: step(partial(wrong_step, **options), *arguments))
 
 
 DECODE_MISTAKES = (
@@ -137,47 +139,49 @@ def near(got: Any, value: float) -> bool:
 # ---- q4: what a token costs ------------------------------------------------------------------------------------------
 
 
-def cost_mistake(says: str, gpus: Any = ceil, count: float = 1, bill: float = 1, busy: bool = False) -> Mistake:
-    """`count` and `bill` are factors by which the load and the price are off."""
+def wrong_bill(
+    a_day: int,
+    tokens: int,
+    rate: float,
+    price: float,
+    whole: Any = ceil,
+    load: float = 1,
+    factor: float = 1,
+    busy: bool = False,
+    load_in_requests: bool = False,
+    shared_by_requests: bool = False,
+) -> tuple[float, float]:
+    """GPUs and dollars a million; every option is one way to go wrong. `load` and `factor` are off by so much."""
+    gpus = whole(load * a_day * (1 if load_in_requests else tokens) / (24 * 3600 * rate))
+    if busy:
+        return gpus, price / (rate * 3600) * 1e6
+    return gpus, factor * gpus * price * 24 / (a_day * (1 if shared_by_requests else tokens) / 1e6)
 
-    def do(a_day: int, tokens: int, rate: float, price: float) -> tuple[float, float]:
-        needed = gpus(count * a_day * tokens / (24 * 3600 * rate))
-        if busy:
-            return needed, price / (rate * 3600) * 1e6
-        return needed, bill * needed * price * 24 / (a_day * tokens / 1e6)
 
-    return Mistake(says, do)
+def cost_mistake(says: str, **options: Any) -> Mistake:
+    return Mistake(says, lambda *arguments: bill(partial(wrong_bill, **options), *arguments))
 
 
 COST_MISTAKES = (
-    cost_mistake("Only whole GPUs can be rented: round up.", gpus=lambda x: x),
-    cost_mistake("Rounded down, or to the nearest: the GPUs that you rent cannot carry the load. Round up.", gpus=int),
+    cost_mistake("Only whole GPUs can be rented: round up.", whole=lambda x: x),
+    cost_mistake("Rounded down, or to the nearest: the GPUs that you rent cannot carry the load. Round up.", whole=int),
     cost_mistake(
         "Rounded down, or to the nearest: the GPUs that you rent cannot carry the load. Round up.",
-        gpus=lambda x: max(1, int(x)),
+        whole=lambda x: max(1, int(x)),
     ),
-    cost_mistake("One GPU too many where the load fills the last one exactly.", gpus=lambda x: int(x) + 1),
+    cost_mistake("One GPU too many where the load fills the last one exactly.", whole=lambda x: int(x) + 1),
     cost_mistake("That is the price of GPUs that are busy all day. Idle hours are on the bill too.", busy=True),
-    cost_mistake("That is one hour's bill for a day's tokens: a day has 24.", bill=1 / 24),
-    cost_mistake("That is a month's bill for a day's tokens.", bill=30),
-    cost_mistake("That is dollars for 1,000 tokens; a million is asked.", bill=1e-3),
-    cost_mistake("That is dollars for one token; a million is asked.", bill=1e-6),
-    Mistake(
+    cost_mistake("That is one hour's bill for a day's tokens: a day has 24.", factor=1 / 24),
+    cost_mistake("That is a month's bill for a day's tokens.", factor=30),
+    cost_mistake("That is dollars for 1,000 tokens; a million is asked.", factor=1e-3),
+    cost_mistake("That is dollars for one token; a million is asked.", factor=1e-6),
+    cost_mistake(
         "The rate of a GPU is in tokens a second, not in requests a second: each request has many tokens.",
-        lambda a_day, tokens, rate, price: (
-            ceil(a_day / (24 * 3600 * rate)),
-            ceil(a_day / (24 * 3600 * rate)) * price * 24 / (a_day * tokens / 1e6),
-        ),
+        load_in_requests=True,
     ),
-    Mistake(
-        "That is dollars for a million requests; each has many tokens.",
-        lambda a_day, tokens, rate, price: (
-            ceil(a_day * tokens / (24 * 3600 * rate)),
-            ceil(a_day * tokens / (24 * 3600 * rate)) * price * 24 / (a_day / 1e6),
-        ),
-    ),
-    cost_mistake("A day has 86,400 seconds; you counted the hours or the minutes.", count=60),
-    cost_mistake("A day has 86,400 seconds; you counted the hours or the minutes.", count=3600),
+    cost_mistake("That is dollars for a million requests; each has many tokens.", shared_by_requests=True),
+    cost_mistake("A day has 86,400 seconds; you counted the hours or the minutes.", load=60),
+    cost_mistake("A day has 86,400 seconds; you counted the hours or the minutes.", load=3600),
 )
 
 # ---- q5: a time sheet with three faults ------------------------------------------------------------------------------
@@ -197,12 +201,12 @@ def sheet(
 ) -> float:
     """Milliseconds; every option is a fault. `decodes` is added to the new tokens."""
 
-    def step(rows: int) -> float:
+    def one_pass(rows: int) -> float:
         reading = 2 * weights * (rows if rows_read else 1) / speeds["bytes_per_second"]
         return times((reading, 2 * weights * rows / speeds["flop_per_second"]))
 
-    later = [step(prompt + made + 1 if naive else 1) for made in range(new_tokens + decodes)]
-    return unit * (first * step(prompt) + sum(later))
+    later = [one_pass(prompt + made + 1 if naive else 1) for made in range(new_tokens + decodes)]
+    return unit * (first * one_pass(prompt) + sum(later))
 
 
 def sheet_mistake(says: str, **options: Any) -> Mistake:

@@ -42,7 +42,7 @@ def mask_cases() -> Iterable[Case]:
         ("chunk, prompt, decode step", [(4, 2), (0, 3), (6, 1)], None),
         ("a window of 3", [(4, 2), (0, 5)], 3),
         ("a window of 1", [(2, 3), (1, 1)], 1),
-        ("six requests", [(3, 1), (0, 4), (7, 2), (1, 1), (2, 2), (0, 1)], 4),
+        ("six requests", [(2, 1), (0, 3), (5, 2), (1, 1), (1, 2), (0, 1)], 3),
     ):
         blocks = [masks.sliding_window(past, new, window or past + new) for past, new in requests]
         yield Case(name, (requests, window), mask_rows(lambda parts: torch.block_diag(*parts), blocks))

@@ -23,7 +23,9 @@ from pagedlab.course.questions.model import Case
 def cache_explained(case: Case, got: Any) -> str:
     """By the first operation whose result is not right."""
     if isinstance(got, str):
-        return "A token too many must raise ValueError." if "Error" in got else ""
+        if "NoneType" in got or "unpack" in got:
+            return "append must return two tensors: the keys and the values of all tokens of the layer."
+        return "A token that does not fit must raise ValueError." if "ValueError" in case.expected else ""
     shape, script = case.arguments
     for number, (said, right) in enumerate(zip(got, case.expected, strict=False)):
         if said == right:
