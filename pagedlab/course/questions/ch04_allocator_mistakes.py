@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from pagedlab.course.drivers.ch04 import replay_blocks, replay_runs
-from pagedlab.course.questions.mistakes import Mistake, named
+from pagedlab.course.questions.mistakes import Mistake, named, or_first_difference
 from pagedlab.course.questions.model import Case
-
-
-def or_first_difference(known: Callable[[Case, Any], str], special: str = "") -> Callable[[Case, Any], str]:
-    """If the mistake is not known, the reader hears which line is the first that differs."""
-
-    def explain(case: Case, got: Any) -> str:
-        if says := known(case, got):
-            return says
-        if not isinstance(got, list):
-            return ""
-        for line, right in zip(got, case.expected, strict=False):
-            if line != right:
-                return special if "two places" in line else f"The first line that differs: {line}. Right is: {right}."
-        return ""
-
-    return explain
-
 
 # ---- q3: best fit ----------------------------------------------------------------------------------------------------
 
@@ -190,6 +172,11 @@ BLOCK_MISTAKES = (
 )
 
 
-blocks_explained = or_first_difference(
-    named(*BLOCK_MISTAKES), "A block is in two places: two requests will write over each other's tokens."
-)
+known_block_mistakes = named(*BLOCK_MISTAKES)
+
+
+def blocks_explained(case: Case, got: Any) -> str:
+    says = known_block_mistakes(case, got)
+    if not says and "two places" in str(got):
+        return "A block is in two places: two requests will write over each other's tokens."
+    return says or or_first_difference(known_block_mistakes)(case, got)

@@ -44,6 +44,22 @@ def outcome(mistake: Mistake, case: Case) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
+def or_first_difference(known: Callable[[Case, Any], str]) -> Callable[[Case, Any], str]:
+    """For `Question.explain` where the driver gives a list of lines: the first that differs, if no mistake is known."""
+
+    def explain(case: Case, got: Any) -> str:
+        if says := known(case, got):
+            return says
+        if not isinstance(got, list):
+            return ""
+        for line, right in zip(got, case.expected, strict=False):
+            if line != right:
+                return f"The first line that differs: {line}. Right is: {right}."
+        return ""
+
+    return explain
+
+
 def named_by_part(parts: Mapping[str, list[tuple[float, str]]], tolerance: float = 1e-3) -> Callable[[Case, Any], str]:
     """For `Question.explain` where the driver is `part`: of each part of the answer, values and what they come from."""
 
