@@ -10,7 +10,10 @@ import pytest
 
 from pagedlab.interfaces import cli
 
-COMMANDS = ("doctor", "models", "generate", "chat", "demo", "kernels", "notebooks", "bench", "serve")
+COMMANDS = (
+    *("doctor", "models", "generate", "chat", "serve", "demo", "kernels", "bench"),
+    *("notebooks", "exercises", "grade"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,6 +73,9 @@ def test_the_demo_draws_every_block_and_every_question(default_model_path: Path)
         (["generate", "hi", "--dtype", "int8"], "dtype must be"),
         (["generate", "", "--max-tokens", "4"], "empty"),
         (["bench", "offline", "--rounds", "0"], "--rounds"),
+        (["grade", "/nowhere/at/all"], "/nowhere/at/all cannot be read"),
+        (["grade", ".", "--jobs", "0"], "--jobs must be"),
+        (["grade", ".", "-o", "grades.xlsx"], "ends in .csv"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_status_1(

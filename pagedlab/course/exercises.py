@@ -9,10 +9,14 @@ from typing import Any
 from pagedlab.course import progress, questions
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import badge, emit, format_value, plain_value, table, text
+from pagedlab.course.grading import codec
 from pagedlab.course.masters import STUB
 from pagedlab.course.questions import Case, Question
 
 NOT_ANSWERED = "not answered yet"
+MAX_SHOWN = 2_000
+"""Characters of a result."""
+
 MISSING = object()
 """Stands for an answer that was not passed."""
 
@@ -62,8 +66,12 @@ def run_cases(question: Question, answer: Any) -> list[Result]:
 def run_case(question: Question, case: Case, answer: Any) -> Result:
     if answer is ...:
         return Result(case, False, "nothing", NOT_ANSWERED)
+    # Copies, as a grader sends and receives them: an answer cannot change a case, and only plain values are compared.
+    arguments = codec.through(case.arguments)
     try:
-        got = plain_value(question.drive(answer, *case.arguments))
+        got = codec.through(question.drive(answer, *arguments))
+    except codec.CodecError as error:
+        return Result(case, False, "something else", f"The answer {error}")
     except Exception as error:  # the reader's code may raise anything
         return judge_error(question, case, type(error).__name__, str(error))
     return judge(question, case, got)
@@ -71,18 +79,36 @@ def run_case(question: Question, case: Case, answer: Any) -> Result:
 
 def judge(question: Question, case: Case, got: Any) -> Result:
     """Compare what came back, made of plain values, with what must."""
-    if matches(got, plain_value(case.expected), question.tolerance, question.absolute):
-        return Result(case, True, format_value(got))
+    try:
+        got = plain_value(got)
+        shown = shortened(format_value(got))
+        right = matches(got, plain_value(case.expected), question.tolerance, question.absolute)
+    except (TypeError, ValueError, OverflowError):  # a set of texts and numbers, a number beyond all bounds
+        return Result(case, False, "something else", "That cannot be compared with a right result.")
+    if right:
+        return Result(case, True, shown)
     if got is None:
         return Result(case, False, "None", "Your function returns nothing: end it with `return`.")
-    return Result(case, False, format_value(got), question.explain(case, got))
+    return Result(case, False, shown, explained(question, case, got))
 
 
 def judge_error(question: Question, case: Case, kind: str, message: str) -> Result:
     if kind == "NotImplementedError" and message == STUB:
         return Result(case, False, "nothing", NOT_ANSWERED)
     raised = f"{kind}: {message}"
-    return Result(case, False, raised, question.explain(case, raised))
+    return Result(case, False, shortened(raised), explained(question, case, raised))
+
+
+def explained(question: Question, case: Case, got: Any) -> str:
+    """What the question says of a wrong result; nothing if the result is of a shape that it did not think of."""
+    try:
+        return question.explain(case, got)
+    except Exception:
+        return ""
+
+
+def shortened(shown: str) -> str:
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]} …"
 
 
 def earned(question: Question, results: list[Result]) -> int:

@@ -113,7 +113,6 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--short", action="store_true", help="a few seconds only")
     add_model_options(demo)
 
-    # bench has commands of its own: everything behind its name goes to pagedlab.bench.cli, --help too.
     kernels = command(
         "kernels",
         "compile the Triton kernels, with no GPU, and show registers and shared memory",
@@ -123,26 +122,11 @@ def build_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--arch", nargs="+", default=["80", "90"], help="compute capabilities (default 80 90)")
     kernels.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    notebooks = command(
-        "notebooks",
-        "execute the course's notebooks from a clean kernel, or check them against the course's rules",
-        run_notebooks,
-        "  pagedlab notebooks run chapters/03_kv_cache.ipynb\n"
-        "  pagedlab notebooks check                     # every chapter; nothing is executed",
-    )
-    notebooks.add_argument("action", choices=("run", "check"))
-    notebooks.add_argument("files", nargs="*", metavar="FILE", help="notebooks; left out: chapters/*.ipynb")
+    from pagedlab.course.commands import add_course_commands
 
-    exercises = command(
-        "exercises",
-        "make the exercise notebooks from their masters in solutions/",
-        run_exercises,
-        "  pagedlab exercises build\n  pagedlab exercises build --check           # write nothing, say which differ",
-    )
-    exercises.add_argument("action", choices=("build",))
-    exercises.add_argument("--check", action="store_true", help="write nothing; status 1 if a file differs")
-    exercises.add_argument("--force", action="store_true", help="overwrite files that hold answers, too")
+    add_course_commands(command)
 
+    # bench has commands of its own: everything behind its name goes to pagedlab.bench.cli, --help too.
     bench = commands.add_parser("bench", help="measure the engine against peers and the physical limit", add_help=False)
     bench.set_defaults(handler=run_bench)
     return parser
@@ -236,18 +220,6 @@ def run_kernels(arguments: argparse.Namespace) -> int:
     from pagedlab.runtime.kernels.compile_report import main as run
 
     return run(["--arch", *arguments.arch, *(["--json"] if arguments.json else [])])
-
-
-def run_notebooks(arguments: argparse.Namespace) -> int:
-    from pagedlab.course.notebooks import COMMANDS
-
-    return COMMANDS[arguments.action](arguments.files)
-
-
-def run_exercises(arguments: argparse.Namespace) -> int:
-    from pagedlab.course.exercise_notebooks import build_command
-
-    return build_command(check=arguments.check, force=arguments.force)
 
 
 def run_bench(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,227 @@
+"""`pagedlab grade`: every answer of every learner tried in isolation and compared here; the results as CSV and JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pagedlab.course import notebooks
+from pagedlab.course.exercise_notebooks import chapter_of
+from pagedlab.course.exercises import NOT_ANSWERED, Result, earned, judge, judge_error
+from pagedlab.course.grading import codec, report
+from pagedlab.course.grading.server import Outcome, Server
+from pagedlab.course.grading.submissions import Learner, chapters_of, collect
+from pagedlab.course.masters import cell_id, master_problems, stubbed
+from pagedlab.course.questions import Case, Question, of_chapter
+from pagedlab.errors import CourseError
+
+
+@dataclass
+class Grade:
+    """One learner's answer to one question.
+
+    Attributes:
+        points: of the question's
+        reason: why there are none, if that has nothing to do with the cases
+        results: case by case
+    """
+
+    question: Question
+    points: int = 0
+    reason: str = ""
+    results: list[Result] = field(default_factory=list)
+
+
+@dataclass
+class Book:
+    """All grades of a run, as far as it has come: grades[learner][question id]."""
+
+    questions: list[Question]
+    learners: list[Learner]
+    grades: dict[str, dict[str, Grade]] = field(default_factory=dict)
+    not_isolated: list[str] = field(default_factory=list)
+
+    def put(self, learner: Learner, grade: Grade) -> None:
+        self.grades.setdefault(learner.name, {})[grade.question.id] = grade
+
+    def total(self, learner: Learner) -> int:
+        return sum(grade.points for grade in self.grades.get(learner.name, {}).values())
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A question as it is put to everybody: its cases, what each is called with, and the master's cells around it."""
+
+    question: Question
+    cases: list[Case]
+    arguments: list[str]
+    before: list[tuple[str, str]]
+    stub: str
+
+
+def grade_command(submissions: str, output: str, chapter: str | None, jobs: int, solutions: str) -> int:
+    """Grade a folder; 0 unless it cannot be read, 130 after Ctrl-C, when what was graded is written all the same."""
+    table = Path(output)
+    if table.suffix != ".csv":
+        raise CourseError(f"The results are a table: name a file that ends in .csv, not {output}.")
+    if jobs < 1:
+        raise CourseError(f"--jobs must be 1 or more, not {jobs}.")
+    book, interrupted = grade_folder(Path(submissions), Path(solutions), chapter, jobs, hidden=[table.parent])
+    report.write_csv(book, table)
+    report.write_json(book, table.with_suffix(".json"))
+    print(f"{len(book.learners)} learners, {len(book.questions)} questions: {table}, {table.with_suffix('.json')}")
+    return 130 if interrupted else 0
+
+
+def grade_folder(
+    folder: Path, solutions: Path, chapter: str | None = None, jobs: int = 1, hidden: Sequence[Path] = ()
+) -> tuple[Book, bool]:
+    """Grade what is in a folder. Returns the grades, and whether Ctrl-C came in between.
+
+    Args:
+        folder: of submissions (see submissions.collect)
+        solutions: where the masters are
+        chapter: "ch03": only this one; else all that were handed in
+        jobs: trials at a time
+        hidden: directories that no answer may read, besides these two
+
+    Raises:
+        CourseError: a folder cannot be read, or a master is not in order.
+    """
+    learners, ignored = collect(folder)
+    for name in ignored:
+        print(f"{name} is no notebook (.ipynb): ignored.", file=sys.stderr)
+    chapters = [chapter] if chapter else chapters_of(learners)
+    sheets = {name: sheets_of(name, solutions) for name in chapters}
+    book = Book([sheet.question for name in chapters for sheet in sheets[name]], learners)
+    jobs_in_all = sum(len(sheets[name]) for name in chapters) * len(learners)
+    try:
+        with tqdm(total=jobs_in_all, unit="answer", disable=None, leave=False) as bar:
+            for name in chapters:
+                grade_chapter(book, sheets[name], jobs, [*hidden, folder, solutions], bar)
+    except KeyboardInterrupt:
+        print("Stopped: what was graded until now is written.", file=sys.stderr)
+        return book, True
+    return book, False
+
+
+def sheets_of(chapter: str, solutions: Path) -> list[Sheet]:
+    """The questions of a chapter with their master's cells.
+
+    Raises:
+        CourseError: there is no such chapter or master, or the master is not in order.
+    """
+    questions = of_chapter(chapter)
+    masters = [path for path in sorted(solutions.glob("[0-9][0-9]_*.ipynb")) if chapter_of(path) == chapter]
+    if not masters or not questions:
+        raise CourseError(f"There is no master of {chapter} in {solutions}: name the folder with --solutions.")
+    master = notebooks.read(masters[0])
+    for problem in master_problems(master, chapter, questions):
+        raise CourseError(f"{masters[0]}: {problem}")
+    cells = {cell.id: cell.source for cell in master.cells}
+    return [sheet_of(question, cells) for question in questions]
+
+
+def sheet_of(question: Question, cells: dict[str, str]) -> Sheet:
+    cases = list(question.cases())
+    before = [("setup", cells[f"{question.chapter}-setup"])]
+    if (given := cells.get(cell_id(question, "given"))) is not None:
+        before.append(("given", given))
+    stub = stubbed(cells[cell_id(question, "answer")], question.answer)
+    return Sheet(question, cases, [codec.dumps(case.arguments) for case in cases], before, stub)
+
+
+def grade_chapter(book: Book, sheets: Sequence[Sheet], jobs: int, hidden: Sequence[Path], bar: Any) -> None:
+    with Server([sheet.question for sheet in sheets], hidden) as server:
+        if server.missing and not book.not_isolated:
+            book.not_isolated = server.missing
+            tqdm.write(f"Not isolated on this machine: {'; '.join(server.missing)}.", file=sys.stderr)
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            for learner, grade in graded(server, book.learners, sheets, pool, jobs):
+                book.put(learner, grade)
+                bar.update()
+        finally:
+            # Ends what still runs, which sets the threads free.
+            server.close()
+            pool.shutdown(cancel_futures=True)
+
+
+def graded(
+    server: Server, learners: Sequence[Learner], sheets: Sequence[Sheet], pool: ThreadPoolExecutor, jobs: int
+) -> Iterator[tuple[Learner, Grade]]:
+    """Grades as they come, with `jobs` trials under way."""
+    todo = ((learner, sheet) for learner in learners for sheet in sheets)
+    running: dict[Future[Grade], Learner] = {}
+    while True:
+        for learner, sheet in todo:
+            running[pool.submit(grade_answer, server, learner, sheet)] = learner
+            if len(running) >= 2 * jobs:
+                break
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield running.pop(future), future.result()
+
+
+def grade_answer(server: Server, learner: Learner, sheet: Sheet) -> Grade:
+    """One answer: looked up, tried, compared."""
+    question = sheet.question
+    notebook = learner.notebooks.get(question.chapter)
+    if notebook is None:
+        return Grade(question, reason=learner.problems[0] if learner.problems else f"No {question.chapter} handed in.")
+    name = cell_id(question, "answer")
+    if name in notebook.problems:
+        return Grade(question, reason=notebook.problems[name])
+    if name not in notebook.answers:
+        return Grade(question, reason=f"There is no cell {name}: write the answer into the cell that was there for it.")
+    source = notebook.answers[name]
+    if source.strip() in ("", sheet.stub.strip()):
+        return Grade(question, reason=f"{NOT_ANSWERED}.")
+    outcome = server.try_answer(question, [*sheet.before, ("answer", source)], sheet.arguments)
+    return compared(sheet, outcome)
+
+
+def compared(sheet: Sheet, outcome: Outcome) -> Grade:
+    """Points of what a trial sent back; a case that it did not come to is wrong, for the reason that it ended."""
+    question = sheet.question
+    by_case = {frame["case"]: frame for frame in reversed(outcome.frames)}  # the first one counts
+    results = [
+        result_of(question, case, by_case.get(n), by_case.get(-1), outcome) for n, case in enumerate(sheet.cases)
+    ]
+    grade = Grade(question, earned(question, results), "", results)
+    if not any(result.passed for result in results):
+        grade.reason = next((result.note or result.got for result in results), "")
+    if outcome.ended != "done":
+        grade.reason = sentence(outcome.ended)
+    return grade
+
+
+def result_of(
+    question: Question, case: Case, own: dict[str, Any] | None, for_all: dict[str, Any] | None, outcome: Outcome
+) -> Result:
+    frame = for_all or own
+    if frame is None:
+        return Result(case, False, "nothing", sentence(outcome.ended))
+    if "value" in frame:
+        return judge(question, case, frame["value"])
+    if "raised" in frame:
+        return judge_error(question, case, *frame["raised"])
+    if "refused" in frame:
+        said = str(frame["refused"])[:500]
+        return Result(case, False, "nothing", said if said.startswith("The ") else f"The answer {said}")
+    return Result(case, False, "nothing", NOT_ANSWERED)
+
+
+def sentence(ended: str) -> str:
+    """How a trial ended, for a reader."""
+    if ended == "done":
+        return "The answer ended before it came to this case."
+    return f"The answer did not come to its end: {ended}."

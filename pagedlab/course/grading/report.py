@@ -1,0 +1,86 @@
+"""The grades as files: a table with a row a learner and a column a question, and every case with its message."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pagedlab.course.display import format_value
+from pagedlab.course.exercises import shortened
+
+if TYPE_CHECKING:
+    from pagedlab.course.grading.grade import Book, Grade
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A cell that begins so is run as a formula by spreadsheets."""
+
+
+def write_csv(book: Book, path: Path) -> None:
+    """learner, one column a question, total."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["learner", *(question.id for question in book.questions), "total"])
+    for learner in book.learners:
+        grades = book.grades.get(learner.name, {})
+        points = [grades[question.id].points if question.id in grades else "" for question in book.questions]
+        table.writerow([harmless(learner.name), *points, book.total(learner)])
+    write(path, text.getvalue())
+
+
+def write_json(book: Book, path: Path) -> None:
+    """Points, reasons, and of each case what came out, what is right, and what to say of it."""
+    learners = {}
+    for learner in book.learners:
+        grades = book.grades.get(learner.name, {})
+        learners[printable(learner.name)] = {
+            "total": book.total(learner),
+            "files": {chapter: printable(notebook.file) for chapter, notebook in sorted(learner.notebooks.items())},
+            "problems": [printable(problem) for problem in learner.problems],
+            "questions": {
+                question.id: detail(grades[question.id]) for question in book.questions if question.id in grades
+            },
+        }
+    of = {question.id: question.points for question in book.questions}
+    content = {"points": of, "not isolated": book.not_isolated, "learners": learners}
+    write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def detail(grade: Grade) -> dict[str, Any]:
+    cases = [
+        {
+            "case": result.case.name,
+            "passed": result.passed,
+            "got": printable(result.got),
+            "expected": shortened(format_value(result.case.expected)),
+            "note": printable(result.note),
+        }
+        for result in grade.results
+    ]
+    return {"points": grade.points, "reason": printable(grade.reason), "cases": cases}
+
+
+def harmless(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    name = printable(name)
+    return f"'{name}" if name.lstrip().startswith(FORMULA) or name.startswith(FORMULA) else name
+
+
+def printable(text: str) -> str:
+    """Without control characters and halves of characters, which a file's name or an answer's text may hold."""
+    clean = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() or letter in "\n " else "�" for letter in clean)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file by one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

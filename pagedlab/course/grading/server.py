@@ -1,0 +1,182 @@
+"""The grader's end of a server: start it, hand it jobs from several threads, and be sure that it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pagedlab
+from pagedlab.course.grading import codec, wire
+from pagedlab.course.grading.limits import Limits
+from pagedlab.course.questions import Question
+from pagedlab.errors import CourseError
+
+DRIVERS = "pagedlab.course.drivers"
+START = "import sys; sys.path.append(sys.argv.pop(1)); from pagedlab.course.grading.zygote import main; main()"
+KEPT = ("HOME", "PATH", "PAGEDLAB_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+"""What a server may need to find the default model; a trial sees none of it."""
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial sent back.
+
+    Attributes:
+        ended: "done", or how it came to its end
+        frames: what it sent, in its order
+        seconds: that it took
+    """
+
+    ended: str
+    frames: list[dict[str, Any]]
+    seconds: float
+
+
+class Server:
+    """A process that trials are forked from. Use it as a context: on the way out, everything that it started ends.
+
+    Args:
+        questions: of one chapter, whose drivers it loads
+        hidden: directories that no trial may read
+
+    Attributes:
+        missing: what of isolation this machine refuses
+    """
+
+    def __init__(self, questions: Sequence[Question], hidden: Sequence[Path] = ()) -> None:
+        self.questions = questions
+        self.hidden = [*hidden, *places_of_answers()]
+        self.missing: list[str] = []
+
+    def __enter__(self) -> Server:
+        self.folder = Path(tempfile.mkdtemp(prefix="pagedlab-grade-"))
+        (self.folder / "work").mkdir()
+        self.folder.chmod(0o711)
+        self.control, theirs = socket.socketpair()
+        plan = {
+            "drivers": sorted({drive_of(question)[0] for question in self.questions}),
+            "hidden": [str(path.absolute()) for path in self.hidden],
+            "workspace": str(self.folder / "work"),
+        }
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-c", START, str(package().parent), str(theirs.fileno()), json.dumps(plan)],
+                env={**environment, **ONE_THREAD, "TRITON_INTERPRET": "1", "TOKENIZERS_PARALLELISM": "false"},
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C reaches the grader, which ends it in order
+            )
+        try:
+            hello = wire.receive(self.control)
+        except EOFError:
+            said = self.process.stderr.read().decode(errors="replace").strip() if self.process.stderr else ""
+            self.close()
+            raise CourseError(f"The server of trials did not start: {said.splitlines()[-1] if said else '?'}") from None
+        except BaseException:
+            self.close()
+            raise
+        if "failed" in hello:
+            self.close()
+            raise CourseError(f"The server of trials did not start: {hello['failed']}")
+        self.missing = hello["missing"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server; its supervisors and trials die with it."""
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+        if self.process.stderr:
+            self.process.stderr.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def try_answer(self, question: Question, cells: Sequence[tuple[str, str]], arguments: Sequence[str]) -> Outcome:
+        """Run one answer. May be called from several threads at once.
+
+        Args:
+            question: says which driver, limits and imports
+            cells: (name, source), the last one named "answer"
+            arguments: of each case, as codec.dumps wrote them
+        """
+        token = secrets.token_hex(16)
+        job = {
+            "token": token,
+            "cells": list(cells),
+            "answer": question.answer,
+            "drive": drive_of(question),
+            "arguments": list(arguments),
+            "allowed": list(question.allowed),
+            "limits": asdict(Limits(seconds=question.seconds)),
+        }
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                socket.send_fds(self.control, [b"j"], [theirs.fileno()])
+            try:
+                wire.send(ours, job)
+                report = wire.receive(ours)
+            except (EOFError, OSError):
+                return Outcome("its supervisor was ended", [], 0.0)
+        try:
+            frames = [checked(frame, token, len(arguments)) for frame in wire.frames(b64decode(report["raw"]))]
+        except ValueError:
+            return Outcome("it wrote to the grader's own channel", [], report["seconds"])
+        return Outcome(report["ended"], frames, report["seconds"])
+
+
+def checked(frame: dict[str, Any], token: str, num_cases: int) -> dict[str, Any]:
+    """A frame that the trial's own code wrote, as far as that can be told; else ValueError."""
+    case = frame.get("case")
+    if frame.get("token") != token or type(case) is not int or not -1 <= case < num_cases:
+        raise ValueError("not ours")
+    if "value" in frame:
+        try:
+            frame["value"] = codec.loads(frame["value"])
+        except (codec.CodecError, TypeError):
+            raise ValueError("not ours") from None
+    if "raised" in frame:
+        kind, message = frame["raised"]
+        frame["raised"] = (str(kind)[:100], str(message)[:2_000])
+    return frame
+
+
+def drive_of(question: Question) -> tuple[str, str]:
+    module, name = question.drive.__module__, question.drive.__qualname__
+    if module.split(".")[:3] != DRIVERS.split(".") or "." in name or "<" in name:
+        raise CourseError(f"{question.id}: `drive` must be a function at the top of a module in {DRIVERS}, not {name}.")
+    return module, name
+
+
+def package() -> Path:
+    return Path(pagedlab.__file__).resolve().parent
+
+
+def places_of_answers() -> list[Path]:
+    """Directories where right answers or secrets stand: the repository but for the package, the questions, HOME."""
+    root = package().parent
+    places = [package() / "course" / "questions"]
+    if (root / "pyproject.toml").is_file():
+        places.append(root)
+    with contextlib.suppress(RuntimeError):
+        places.append(Path.home())
+    return [*places, Path(tempfile.gettempdir())]
