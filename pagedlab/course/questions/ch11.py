@@ -1,22 +1,17 @@
-"""Chapter 11: who owns what, who waits for whom, a scheduler that loses requests; the capstone is in ch11_capstone."""
+"""Chapter 11: who owns what, who waits for whom, a scheduler that loses requests, and the capstone."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from pagedlab.course.drivers.ch11 import listed, look_up, make_room
-from pagedlab.course.questions import ch11_capstone
-from pagedlab.course.questions.mistakes import Mistake, named
+from pagedlab.course.drivers.ch11 import attend_or_run, look_up, make_room, run_parts, run_scheduler
+from pagedlab.course.questions.ch11_attention import attention_cases, attention_explained
+from pagedlab.course.questions.ch11_capstone import capstone_cases, run_explained, scheduler_cases
+from pagedlab.course.questions.ch11_room import room_cases, room_explained
+from pagedlab.course.questions.ch11_waiting import WAITING_MISTAKES, waiting_cases
+from pagedlab.course.questions.mistakes import named
 from pagedlab.course.questions.model import Case, Kind, Question
-from pagedlab.model_authoring.block_manager import BlockManager
-from pagedlab.model_authoring.request import Request, RequestStatus
-from pagedlab.model_authoring.scheduler import Scheduler
-from pagedlab.runtime.batch import StepResult
-from pagedlab.sampling_params import SamplingParams
-
-# ---- q1: who does what -----------------------------------------------------------------------------------------------
 
 ORDER = (
     "client",
@@ -113,297 +108,6 @@ def loop_explained(got: Any) -> str:
     return "A step of the engine is decided, packed, and computed."
 
 
-# ---- q2: waiting times -----------------------------------------------------------------------------------------------
-
-Jobs = tuple[tuple[int, int, int], ...]
-POLICIES = ("fcfs", "sjf", "priority")
-
-
-def engine_waits(jobs: Jobs, policy: str) -> list[int]:
-    """The real scheduler with one seat, a step a second: a job of s seconds is a prompt of one token and s tokens."""
-    scheduler = Scheduler(BlockManager(1000, 16, enable_prefix_caching=False), 1, 1, policy)
-    starts: dict[str, int] = {}
-    clock, arriving = 0, list(enumerate(jobs))
-    while arriving or scheduler.has_unfinished:
-        while arriving and arriving[0][1][0] <= clock:
-            number, (_, seconds, priority) = arriving.pop(0)
-            params = SamplingParams(max_tokens=seconds)
-            scheduler.add(Request(str(number), [0], params, arrival=number, priority=priority))
-        if scheduler.has_unfinished:
-            schedule = scheduler.schedule()
-            starts.update({request.request_id: clock for request in schedule.admitted})
-            scheduler.update(schedule, StepResult([0] * len(schedule.items)))
-        clock += 1
-    return [starts[str(number)] - arrival for number, (arrival, _, _) in enumerate(jobs)]
-
-
-def waiting_cases() -> Iterable[Case]:
-    example = ((0, 5, 0), (1, 9, 0), (2, 1, 0))
-    yield from (Case(f"the example, {policy}", (example, policy), engine_waits(example, policy)) for policy in POLICIES)
-    gap = ((3, 2, 5), (3, 4, 1), (20, 1, 2), (20, 1, 2), (21, 3, 0))
-    yield from (Case(f"with a pause, {policy}", (gap, policy), engine_waits(gap, policy)) for policy in POLICIES)
-    rng = random.Random(11)
-    for size in (8, 12):
-        arrivals = sorted(rng.randrange(3 * size) for _ in range(size))
-        jobs = tuple((arrival, rng.randint(1, 8), rng.randrange(3)) for arrival in arrivals)
-        yield from (Case(f"{size} random, {policy}", (jobs, policy), engine_waits(jobs, policy)) for policy in POLICIES)
-    stream = ((0, 2, 0), (0, 30, 9), *((time, 2, 0) for time in range(1, 40, 2)))
-    for policy in ("fcfs", "sjf"):
-        yield Case(f"a long job in a stream of short ones, {policy}", (stream, policy), engine_waits(stream, policy))
-
-
-def served(
-    jobs: Jobs, policy: str, order: Callable[[tuple[int, int, int], int], Any] | None = None, knows_future: bool = False
-) -> Iterator[tuple[int, int]]:
-    """(job, start) in the order of service, by a rule that may be another one: what mistakes are made of."""
-    rules: dict[str, Callable[[tuple[int, int, int], int], Any]] = {
-        "fcfs": lambda job, i: (job[0], i),
-        "sjf": lambda job, i: (job[1], job[0], i),
-        "priority": lambda job, i: (job[2], job[0], i),
-    }
-    rule = order or rules[policy]
-    clock, left = 0, list(range(len(jobs)))
-    while left:
-        here = [i for i in left if knows_future or jobs[i][0] <= clock]
-        if not here:
-            clock = min(jobs[i][0] for i in left)
-            continue
-        chosen = min(here, key=lambda i: rule(jobs[i], i))
-        clock = max(clock, jobs[chosen][0])
-        yield chosen, clock
-        clock += jobs[chosen][1]
-        left.remove(chosen)
-
-
-def by_job(values: Iterable[tuple[int, int]]) -> list[int]:
-    return [value for _, value in sorted(values)]
-
-
-def preemptive_waits(jobs: Jobs, policy: str) -> list[int]:
-    """Whoever is shortest (or first) now runs for one second."""
-    left, first, clock = [job[1] for job in jobs], [-1] * len(jobs), 0
-    while any(left):
-        here = [i for i, job in enumerate(jobs) if job[0] <= clock and left[i]]
-        if here:
-            key = {"fcfs": lambda i: i, "sjf": lambda i: (left[i], i), "priority": lambda i: (jobs[i][2], i)}[policy]
-            chosen = min(here, key=key)
-            left[chosen] -= 1
-            first[chosen] = clock if first[chosen] < 0 else first[chosen]
-        clock += 1
-    return [start - job[0] for start, job in zip(first, jobs, strict=True)]
-
-
-def no_pause(jobs: Jobs, policy: str) -> list[int]:
-    shifted = tuple((0, *job[1:]) for job in jobs)
-    return [start - jobs[i][0] for i, start in sorted(served(shifted, policy))]
-
-
-WAITING_MISTAKES = (
-    Mistake(
-        "That is until the end: waiting ends when service begins, so the job's own seconds do not count.",
-        lambda jobs, policy: by_job((i, start + jobs[i][1] - jobs[i][0]) for i, start in served(jobs, policy)),
-    ),
-    Mistake(
-        "Those are the times on the clock at which they start. A job waits from its own arrival.",
-        lambda jobs, policy: by_job(served(jobs, policy)),
-    ),
-    Mistake(
-        "In the order of service. The list must be in the order of jobs.",
-        lambda jobs, policy: [start - jobs[i][0] for i, start in served(jobs, policy)],
-    ),
-    Mistake(
-        "This order is fixed in advance, with jobs that have not arrived yet: the scheduler cannot know the future. "
-        "Choose among those who are there, each time the seat is free.",
-        lambda jobs, policy: by_job((i, s - jobs[i][0]) for i, s in served(jobs, policy, knows_future=True)),
-    ),
-    Mistake(
-        "As if a job could begin before it has arrived: while nobody is there the seat stays empty, and the clock goes "
-        "on to the next arrival.",
-        no_pause,
-    ),
-    Mistake(
-        "Somebody was interrupted for a later arrival. Here whoever has begun is served to the end.",
-        preemptive_waits,
-    ),
-    Mistake(
-        "The policy makes no difference in your answer: it is first come, first served for all three.",
-        lambda jobs, policy: by_job((i, s - jobs[i][0]) for i, s in served(jobs, "fcfs")),
-    ),
-    Mistake(
-        "The largest number went first. As in vLLM, a smaller priority number runs sooner.",
-        lambda jobs, policy: by_job(
-            (i, s - jobs[i][0]) for i, s in served(jobs, policy, lambda job, j: (-job[2], job[0], j))
-        ),
-    ),
-    Mistake(
-        "The longest job went first.",
-        lambda jobs, policy: by_job(
-            (i, s - jobs[i][0]) for i, s in served(jobs, policy, lambda job, j: (-job[1], job[0], j))
-        ),
-    ),
-    Mistake(
-        "The latest went first: that is a stack, not a queue, and early ones may starve.",
-        lambda jobs, policy: by_job((i, s - jobs[i][0]) for i, s in served(jobs, policy, lambda job, j: -j)),
-    ),
-    Mistake(
-        "Among equals the later one went first: ties go to the earliest in jobs.",
-        lambda jobs, policy: by_job(
-            (i, s - jobs[i][0])
-            for i, s in served(
-                jobs, policy, lambda job, j: ({"fcfs": job[0], "sjf": job[1], "priority": job[2]}[policy], -j)
-            )
-        ),
-    ),
-)
-
-# ---- q3: make room ---------------------------------------------------------------------------------------------------
-
-Lines = list[dict[str, Any]]
-
-
-def entry(name: str, arrival: int, blocks: int, computed: int | None = None) -> dict[str, Any]:
-    """A decoding request that fills its blocks but for 3 slots; or, with computed 0, one that waits with no block."""
-    tokens = 16 * blocks - 3
-    done = tokens - 1 if computed is None else computed
-    return {"name": name, "arrival": arrival, "tokens": tokens, "computed": done, "blocks": blocks if done else 0}
-
-
-def engine_makes_room(running: Lines, waiting: Lines, free: int, needed: int) -> dict[str, Any]:
-    """What the real scheduler's preemption does to the same requests."""
-    held = sum(line["blocks"] for line in running)
-    manager = BlockManager(held + free + 1, 16, enable_prefix_caching=False)
-    scheduler = Scheduler(manager, 64, 64)
-    for line in [*running, *waiting]:
-        request = Request(line["name"], [0] * line["tokens"], SamplingParams(), arrival=line["arrival"])
-        if line["blocks"]:
-            manager.attach_prefix(request)
-            manager.allocate(request, line["tokens"])
-            request.num_computed_tokens, request.status = line["computed"], RequestStatus.RUNNING
-            scheduler.running.append(request)
-        else:
-            scheduler.add(request)
-    preempted = []
-    while manager.num_free_blocks < needed and scheduler.running:
-        victim = max(scheduler.running, key=scheduler.sort_key)
-        scheduler._preempt(victim)
-        preempted.append(victim.request_id)
-
-    def lines(requests: list[Request]) -> list[str]:
-        tables = manager.tables
-        return listed(
-            [
-                {
-                    "name": request.request_id,
-                    "computed": request.num_computed_tokens,
-                    "tokens": request.num_tokens,
-                    "blocks": len(tables[request].blocks) if request in tables else 0,
-                }
-                for request in requests
-            ]
-        )
-
-    returned = [manager.num_free_blocks, preempted]
-    return {"returned": returned, "running": lines(scheduler.running), "waiting": lines(scheduler.waiting)}
-
-
-def room_cases() -> Iterable[Case]:
-    trio = [entry("a", 0, 2), entry("b", 1, 2), entry("c", 2, 2)]
-    scripts: list[tuple[str, Lines, Lines, int, int]] = [
-        ("the example", trio, [entry("d", 3, 1, 0)], 1, 2),
-        ("two have to go", trio, [entry("d", 3, 1, 0)], 0, 3),
-        ("enough is free already", trio, [], 2, 2),
-        ("an earlier one waits", [trio[0], entry("e", 4, 3), entry("f", 6, 2)], [entry("d", 3, 1, 0)], 0, 4),
-        ("more than there is", trio, [], 0, 9),
-        ("nobody runs", [], [entry("d", 3, 1, 0)], 1, 2),
-    ]
-    for name, running, waiting, free, needed in scripts:
-        yield Case(name, (running, waiting, free, needed), engine_makes_room(running, waiting, free, needed))
-
-
-def room(
-    script: tuple[Any, ...],
-    pick: Callable[[Lines], int] = lambda lines: -1,
-    put: Callable[[Lines, dict[str, Any]], Any] = lambda lines, one: lines.append(one),
-    reset: tuple[str, ...] = ("blocks", "computed"),
-    ordered: bool = True,
-    enough: Callable[[int, int], bool] = lambda free, needed: free >= needed,
-) -> dict[str, Any]:
-    """Preemption with one thing done another way."""
-
-    def answer(running: Lines, waiting: Lines, free: int, needed: int) -> tuple[int, list[str]]:
-        preempted = []
-        while not enough(free, needed) and running:
-            one = running.pop(pick(running))
-            free += one["blocks"]
-            one.update(dict.fromkeys(reset, 0))
-            put(waiting, one)
-            preempted.append(one["name"])
-        if ordered:
-            waiting.sort(key=lambda line: line["arrival"])
-        return free, preempted
-
-    return make_room(answer, *script)
-
-
-ROOM_MISTAKES = (
-    Mistake(
-        "A preempted request is in neither list: nobody will ever run it again, and its user waits for ever.",
-        lambda *script: room(script, put=lambda lines, one: None),
-    ),
-    Mistake(
-        "computed was left as it was, but the keys and values were in the blocks that it lost: the request would go "
-        "on over other requests' numbers. Nothing of it is computed any more.",
-        lambda *script: room(script, reset=("blocks",)),
-    ),
-    Mistake(
-        "A waiting request still counts the blocks that it gave back: they would be given back a second time.",
-        lambda *script: room(script, reset=("computed",)),
-    ),
-    Mistake(
-        "The earliest arrival was preempted. It is the closest to its end, and if the oldest loses its blocks each "
-        "time, requests can take turns for ever. The latest arrival goes.",
-        lambda *script: room(script, pick=lambda lines: 0),
-    ),
-    Mistake(
-        "The preempted one went to the end of the queue, behind requests that arrived after it: it loses its place, "
-        "again at each preemption. The queue is in order of arrival.",
-        lambda *script: room(script, ordered=False),
-    ),
-    Mistake(
-        "The preempted one went to the front of the queue, before a request that arrived earlier.",
-        lambda *script: room(script, put=lambda lines, one: lines.insert(0, one), ordered=False),
-    ),
-    Mistake(
-        "One too many was preempted: stop as soon as `needed` blocks are free.",
-        lambda *script: room(script, enough=lambda free, needed: free > needed),
-    ),
-    Mistake(
-        "Its output is gone: a preempted request keeps the tokens that it has, and only computes them again.",
-        lambda *script: room(script, reset=("blocks", "computed", "tokens")),
-    ),
-)
-
-
-def room_explained(case: Case, got: Any) -> str:
-    known = named(*ROOM_MISTAKES)(case, got)
-    if known or not isinstance(got, dict):
-        return known
-    running, waiting = case.arguments[0], case.arguments[1]
-    names = [str(line).split(" ")[0] for line in [*got["running"], *got["waiting"]]]
-    lost = [line["name"] for line in [*running, *waiting] if line["name"] not in names]
-    if lost:
-        return f"{' and '.join(lost)} got lost: in neither list, so nobody will ever run it again."
-    if len(set(names)) < len(names):
-        return "A request is in the lists twice: it would be computed twice, into the same answer."
-    returned = got["returned"] if isinstance(got["returned"], list) else []
-    if len(returned) == 2 and returned[1] != case.expected["returned"][1]:
-        return (
-            "Not the ones who arrived last. Removing from a list while a loop walks over it makes the loop skip the "
-            "next one."
-        )
-    return ""
-
-
 QUESTIONS: tuple[Question, ...] = (
     Question(
         id="ch11.q1",
@@ -458,5 +162,65 @@ QUESTIONS: tuple[Question, ...] = (
         explain=room_explained,
         drive=make_room,
     ),
-    *ch11_capstone.QUESTIONS,
+    Question(
+        id="ch11.q4",
+        title="Paged attention for the engine",
+        kind=Kind.IMPLEMENT,
+        difficulty=2,
+        points=3,
+        answer="paged_attention",
+        cases=attention_cases,
+        hints=(
+            "One sequence at a time: its rows of query, its blocks by the table, its keys in order. Chapter 07 does it "
+            "for one row.",
+            "key_cache[table] gathers blocks as [blocks, block_size, heads, dim]: flatten the first two, cut at "
+            "seq_lens[i], and repeat each KV head for its group of query heads. Positions of the rows: the last ones.",
+            "scores = einsum('qhd,khd->hqk', query[rows], keys) * scale; where mask(arange(length - rows, length), "
+            "arange(length)) is False they are -inf; softmax over k; einsum with the values.",
+        ),
+        explain=attention_explained,
+        tolerance=1e-3,
+        absolute=True,
+        drive=attend_or_run,
+    ),
+    Question(
+        id="ch11.q5",
+        title="A scheduler for the engine",
+        kind=Kind.IMPLEMENT,
+        difficulty=3,
+        points=4,
+        answer="MyScheduler",
+        cases=scheduler_cases,
+        hints=(
+            "Running requests first, oldest first; each wants num_tokens - num_computed tokens, cut to what is left of "
+            "the budget. Then those who wait.",
+            "While allocate says no, free the blocks of the latest arrival among those who still run, and take it off "
+            "your list; if that is the request itself, stop. Since you go from old to new, the victim is not planned "
+            "yet. A step that freed blocks lets nobody in.",
+            "Two loops: `while turn < len(stay) and left` over a copy of running sorted by arrival, with `while not "
+            "allocate: free(stay.pop())` inside; then `for request in waiting` until seats, budget or blocks are out.",
+        ),
+        explain=run_explained,
+        drive=run_scheduler,
+    ),
+    Question(
+        id="ch11.q6",
+        title="The capstone",
+        kind=Kind.IMPLEMENT,
+        difficulty=3,
+        points=6,
+        answer="parts",
+        cases=capstone_cases,
+        hints=(
+            "Part by part: the first four cases each plug in one of yours. Get them right in turn; the last two then "
+            "usually follow.",
+            "The mask compares positions, not row numbers: one comparison with [None, :] and [:, None]. The pool needs "
+            "a list of free blocks and a count of holders for each.",
+            "Pool: release counts down and puts the block back at 0, share counts up, allocate takes from the list and "
+            "sets the count to 1, and num_free is the length of the list. The rest is questions 4 and 5.",
+        ),
+        explain=run_explained,
+        drive=run_parts,
+        seconds=60.0,
+    ),
 )
