@@ -5,14 +5,16 @@ Its text and its solution stand in solutions/, from which `pagedlab exercises bu
 
 from __future__ import annotations
 
-from pagedlab.course.questions import ch00, ch01, ch02, ch03, ch04, ch05, ch07, ch09, ch10, ch11
+from pagedlab.course.questions import ch00, ch01, ch02, ch03, ch04, ch05, ch07, ch08, ch09, ch10, ch11
 from pagedlab.course.questions.model import Case, Kind, Question
 from pagedlab.errors import CourseError
 
 __all__ = ["QUESTIONS", "Case", "Kind", "Question", "find", "of_chapter"]
 
 QUESTIONS: tuple[Question, ...] = tuple(
-    question for chapter in (ch00, ch01, ch02, ch03, ch04, ch05, ch07, ch09, ch10, ch11) for question in chapter.QUESTIONS
+    question
+    for chapter in (ch00, ch01, ch02, ch03, ch04, ch05, ch07, ch08, ch09, ch10, ch11)
+    for question in chapter.QUESTIONS
 )
 
 
