@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--model", help="directory or Hugging Face id; left out: SmolLM2-135M-Instruct")
     parser.add_argument("--clients", type=int, default=8, help="that send at once")
-    parser.add_argument("--num-blocks", type=int, default=256, help="a small pool: requests wait, and are preempted")
+    parser.add_argument("--num-blocks", type=int, default=24, help="a small pool: requests wait, and are preempted")
     parser.add_argument(
         "--kernel-cache",
         type=int,
@@ -157,7 +157,7 @@ class Soak:
         self.max_model_len = json.loads(body)["data"][0]["max_model_len"]
         _, body = await get(self.address, "/dashboard/data")
         num_blocks = json.loads(body)["num_blocks"]
-        self.longest = min(512, self.max_model_len // 2, 4 * num_blocks)  # a quarter of the pool
+        self.longest = min(512, self.max_model_len // 2, 8 * num_blocks)  # half of the pool
 
     async def _client(self, deadline: float) -> None:
         names = list(self.kinds)
@@ -217,7 +217,7 @@ class Soak:
 
     async def abort(self) -> None:
         """Read a few chunks of a stream that would go on for long, or none at all, and be gone."""
-        body = self._body(self.draw.randint(4, 64), min(512, self.max_model_len - 100), stream=True)
+        body = self._body(self.draw.randint(4, 64), min(self.longest, self.max_model_len - 100), stream=True)
         chunks = self.draw.randint(0, 4)
         self.tally.aborted_at_most += 1
         async with (
