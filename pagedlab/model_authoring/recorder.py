@@ -107,8 +107,9 @@ class StepRecorder:
             return decision
 
         def recorded_update(decision: Schedule, result: StepResult) -> list[Request]:
+            dropped = [item.request for item in decision.items if item.request.is_finished]
             advanced = update(decision, result)
-            self._book(decision, result)
+            self._book(decision, result, dropped)
             self._notice_ends(scheduler)
             return advanced
 
@@ -178,17 +179,18 @@ class StepRecorder:
             start=start,
         )
 
-    def _book(self, decision: Schedule, result: StepResult) -> None:
+    def _book(self, decision: Schedule, result: StepResult, dropped: list[Request]) -> None:
+        """`dropped` had ended before (a step decided ahead, an abort): what was sampled for them nobody gets."""
         number = self._numbers.pop(id(decision), None)
         if number is None:
             return
         self._booked = number
         record = self._steps[number]
-        sequences = [sequence for item in decision.items for sequence in item.sampled]
+        sampled = [(sequence, item.request) for item in decision.items for sequence in item.sampled]
         tokens = [
             Sampled(self._name(sequence), token_id, self._decode([token_id]))
-            for row, (sequence, token_id) in enumerate(zip(sequences, result.token_ids, strict=True))
-            if row not in result.errors and not sequence.num_candidates
+            for row, ((sequence, root), token_id) in enumerate(zip(sampled, result.token_ids, strict=True))
+            if row not in result.errors and not sequence.num_candidates and root not in dropped
         ]
         self._steps[number] = replace(record, sampled=tuple(tokens), seconds=time.perf_counter() - record.start)
 
