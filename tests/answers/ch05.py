@@ -505,7 +505,7 @@ FORK = Answers(
             ),
             "letters of its own",
         ),
-        ("copies not counted", machine("            self.copies += 1\n", ""), "first line that differs: write B"),
+        ("copies not counted", machine("            self.copies += 1\n", ""), "differs first here: write B"),
     ],
 )
 

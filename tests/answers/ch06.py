@@ -358,7 +358,7 @@ PREFILLS = Answers(
             ),
             "in the cache already",
         ),
-        ("nothing returned", prefill("    return token", ""), "first line that differs: first token: None"),
+        ("nothing returned", prefill("    return token", ""), "differs first here: first token: None"),
     ],
 )
 

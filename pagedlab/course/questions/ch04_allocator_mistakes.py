@@ -143,7 +143,7 @@ class LooseBlocks:
             del self.lengths[name]
 
 
-EARLY = "A block that is exactly full needs no other block after it: round up, n / block_size."
+EARLY = "A block that is exactly full needs no other block after it: round n / block_size up, and no further."
 KEPT = "A refused request must leave everything as it was: its length grew, or blocks stayed with it."
 LOST = "A block that still holds one token may not be given back: `shrink` rounds up, too."
 TWICE = "A request that was freed is gone: freed once more it must raise KeyError, not give the same blocks away again."

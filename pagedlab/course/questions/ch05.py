@@ -329,7 +329,7 @@ QUESTIONS: tuple[Question, ...] = (
         answer="Machine",
         cases=machine_cases,
         hints=(
-            "Three things are enough: what each frame holds, how many tables point to it, a table for each program.",
+            "Three things are enough: what each frame holds, how many tables point to it, and each program's table.",
             "fork copies the table (not the list object itself) and raises the count of each frame in it. write looks "
             "at the count of its frame first. end lowers counts; a frame is free when its count is 0.",
             "write: if the count is above 1, lower it, take a free frame with the same content and count 1, put that "

@@ -54,7 +54,7 @@ def or_first_difference(known: Callable[[Case, Any], str]) -> Callable[[Case, An
             return ""
         for line, right in zip(got, case.expected, strict=False):
             if line != right:
-                return f"The first line that differs: {line}. Right is: {right}."
+                return f"It differs first here: {line}. Right is: {right}."
         return ""
 
     return explain
