@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pagedlab.config import EngineConfig
@@ -145,8 +146,11 @@ def run_job(job: Job, parts: dict[str, Any], watch: Watch) -> dict[str, Any]:
             raise
     plans = [event.args["requests"] for event in engine.tracer.events if event.name == "schedule"]
     ends = [(name, span[1]) for plan in plans for name, span in plan.items() if name in job.prompts]
+    tokens = {name: answers[name] if job.n > 1 else answers[name][0] for name in job.prompts}
+    in_words = {"text": {name: in_text(answers[name][0]) for name in job.prompts}} if job.model == "smollm2" else {}
     return {
-        "tokens": {name: answers[name] if job.n > 1 else answers[name][0] for name in job.prompts},
+        **in_words,
+        "tokens": tokens,
         "preempted": engine.stats().num_preemptions > 0,
         "chunked": any(end < len(job.prompts[name]) for name, end in ends),
         "batched": max(len(plan) for plan in plans) > 1,
@@ -164,6 +168,10 @@ def run_to_the_end(engine: LLMEngine) -> dict[str, list[str]]:
                 raise PagedlabError(f"Request {output.request_id} failed: {output.outputs[0].stop_reason}")
             answers[output.request_id] = [" ".join(map(str, one.token_ids)) for one in output.outputs]
     return answers
+
+
+def in_text(token_ids: str) -> str:
+    return " ".join(vocabulary().decode([int(number) for number in token_ids.split()]).split())
 
 
 def build_engine(job: Job, parts: dict[str, Any], watch: Watch) -> LLMEngine:
@@ -209,6 +217,7 @@ def prepare() -> None:
     with one_thread():
         models("tiny")
         models("smollm2")
+        vocabulary()
 
 
 @contextmanager
@@ -220,6 +229,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@lru_cache
+def vocabulary() -> Tokenizer:
+    """SmolLM2's."""
+    return Tokenizer.from_file(str(default_model_path() / "tokenizer.json"))
 
 
 @lru_cache

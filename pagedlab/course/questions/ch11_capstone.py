@@ -7,12 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from pagedlab.course.capstone import Watch
-from pagedlab.course.drivers.ch11 import Job, run_job
+from pagedlab.course.drivers.ch11 import Job, run_job, vocabulary
 from pagedlab.course.questions.model import Case
-from pagedlab.model_authoring.models.provision import default_model_path
 
 SENTENCES = {
     "capital": "The capital of France is",
@@ -48,8 +46,7 @@ REFERENCES: dict[str, dict[str, Any]] = {}
 
 def smollm2_job() -> Job:
     """5 usable blocks of 4 hold 20 tokens; the three prompts have 19, and get 18 more."""
-    tokenizer = Tokenizer.from_file(str(default_model_path() / "tokenizer.json"))
-    prompts = {name: tokenizer.encode(sentence).ids for name, sentence in SENTENCES.items()}
+    prompts = {name: vocabulary().encode(sentence).ids for name, sentence in SENTENCES.items()}
     return replace(TINY_JOB, model="smollm2", prompts=prompts, max_tokens=6, num_blocks=6)
 
 
