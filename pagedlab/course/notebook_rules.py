@@ -1,7 +1,7 @@
 """What a finished notebook must be like, one rule a function; nothing is executed. Tests and the command line share it.
 
 Each rule yields a sentence for each thing that is wrong. COMMON rules hold for every notebook, CHAPTER rules for those
-in chapters/, LESSON rules for chapter 01 and later: chapter 00 only opens the course.
+in chapters/, LESSON rules for chapter 01 and later (chapter 00 only opens the course), MASTER rules in solutions/.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def problems(notebook: Any, path: Path) -> Iterator[str]:
         rules += CHAPTER
         if chapter_number(path) != "00":
             rules += LESSON
+    if path.resolve().parent.name == "solutions":
+        rules += MASTER
     for rule in rules:
         yield from rule(notebook, path)
 
@@ -277,3 +279,15 @@ def has_questions(notebook: Any, path: Path) -> Iterator[str]:
 
 
 LESSON: tuple[Rule, ...] = (enough_pictures, has_its_parts, has_questions)
+
+
+# ---- solutions -------------------------------------------------------------------------------------------------------
+
+
+def earns_full_marks(notebook: Any, path: Path) -> Iterator[str]:
+    for cell in code_cells(notebook):
+        if cell.id.endswith("-check") and not any("right in every case" in text for text in output_texts(cell)):
+            yield f"cell {cell.id} does not show full marks."
+
+
+MASTER: tuple[Rule, ...] = (executed_in_order, no_errors_or_warnings, earns_full_marks)

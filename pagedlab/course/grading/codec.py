@@ -124,7 +124,8 @@ def encoded_tensor(value: torch.Tensor) -> list[Any]:
         )
     if value.numel() * value.element_size() > MAX_CHARACTERS:
         raise CodecError(f"returned a tensor of {value.numel():,} numbers: that is too large.")
-    raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = torch.empty(value.numel(), dtype=value.dtype).copy_(value.detach().reshape(-1))  # with a stride of 1
+    raw = flat.view(torch.uint8).numpy().tobytes()
     return [name, list(value.shape), base64.b64encode(raw).decode()]
 
 

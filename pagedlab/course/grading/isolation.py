@@ -67,7 +67,7 @@ class Shell:
     missing: list[str] = field(default_factory=list)
 
 
-def shut_off(hidden: Sequence[Path], needed: Sequence[Path], workspace: Path) -> Shell:
+def shut_off(hidden: Sequence[Path], needed: Sequence[Path], workspace: Path, use_namespaces: bool = True) -> Shell:
     """Take namespaces, hide directories, make the rest read-only.
 
     Args:
@@ -78,7 +78,7 @@ def shut_off(hidden: Sequence[Path], needed: Sequence[Path], workspace: Path) ->
     if not sys.platform.startswith("linux"):
         return Shell(missing=["network", "other processes", "files"])
     shell = Shell()
-    refused = take_namespaces()
+    refused = take_namespaces() if use_namespaces else "not asked for"
     if refused:
         shell.missing.append(f"network, other processes, files ({refused})")
     else:

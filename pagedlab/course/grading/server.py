@@ -51,13 +51,15 @@ class Server:
     Args:
         questions: of one chapter, whose drivers it loads
         hidden: directories that no trial may read
+        use_namespaces: False leaves limits only, as on a system that has nothing else
 
     Attributes:
         missing: what of isolation this machine refuses
     """
 
-    def __init__(self, questions: Sequence[Question], hidden: Sequence[Path] = ()) -> None:
+    def __init__(self, questions: Sequence[Question], hidden: Sequence[Path] = (), use_namespaces: bool = True) -> None:
         self.questions = questions
+        self.use_namespaces = use_namespaces
         self.hidden = [*hidden, *places_of_answers()]
         self.missing: list[str] = []
 
@@ -70,6 +72,7 @@ class Server:
             "drivers": sorted({drive_of(question)[0] for question in self.questions}),
             "hidden": [str(path.absolute()) for path in self.hidden],
             "workspace": str(self.folder / "work"),
+            "use_namespaces": self.use_namespaces,
         }
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         with theirs:

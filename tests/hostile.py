@@ -1,0 +1,229 @@
+"""Answers and files that try to break the grader, each with the points it deserves and a part of the reason given."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exercise_tools import small_master
+
+from pagedlab.course import notebooks
+
+RIGHT = "def blocks_needed(n):\n    return -(-n // 16)\n"
+WRONG = "def blocks_needed(n):\n    return n // 16\n"
+
+
+def inside(body: str) -> str:
+    """An answer whose function does something before it returns what is right."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    return f"import os, sys, time\n\n\ndef blocks_needed(n):\n{lines}\n    return -(-n // 16)\n"
+
+
+def equal_to_all(base: str, value: str, result: str = "Yes({})") -> str:
+    body = "    def __eq__(self, other):\n        return True\n    __hash__ = None\n"
+    returned = result.format(value)
+    return f"import torch\n\n\nclass Yes({base}):\n{body}\n\ndef blocks_needed(n):\n    return {returned}\n"
+
+
+def patched(change: str) -> str:
+    """A wrong answer that changes what is loaded already, reached in a way that names nothing forbidden."""
+    return f'import sys\n\nmodules = vars(sys)["mod" + "ules"]\n{change}\n\n\n{WRONG}'
+
+
+IGNORE_SIGNALS = """
+import signal
+for number in range(1, 32):
+    try:
+        signal.signal(number, signal.SIG_IGN)
+    except OSError:
+        pass
+while True:
+    pass
+"""
+FORKS_FOR_EVER = """
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
+THREADS_FOR_EVER = """
+import threading
+while True:
+    threading.Thread(target=time.sleep, args=[9]).start()
+"""
+FORGED = """
+frame = b'{"token": "", "case": 0, "value": "1"}'
+os.write(3, len(frame).to_bytes(4, "big") + frame)
+"""
+KILL_EVERYBODY = """
+import signal
+for pid in (os.getppid(), -1):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+FILE_FOR_EVER = """
+with open("f", "wb") as file:
+    while True:
+        file.write(bytes(1 << 20))
+"""
+RAISES_A_LIAR = """
+class Liar(Exception):
+    def __str__(self):
+        raise self
+
+
+def blocks_needed(n):
+    raise Liar()
+"""
+
+FAILS: dict[str, tuple[str, str]] = {
+    "loop": (inside("while True: pass"), "processor time"),
+    "loop at the margin": (f"while True: pass\n{RIGHT}", "processor time"),
+    "sleep": (inside("time.sleep(999)"), "stopped after 7 s"),
+    "recursion": ("def blocks_needed(n):\n    return blocks_needed(n)", "RecursionError"),
+    "recursion to the end": (inside("sys.setrecursionlimit(10**9)\nf = lambda: f()\nf()"), ""),
+    "exit": (inside("sys.exit()"), "SystemExit"),
+    "exit at the margin": (f"raise SystemExit(0)\n{RIGHT}", "SystemExit"),
+    "_exit 3": (inside("os._exit(3)"), "ended the process with status 3"),
+    "_exit 0": (inside("os._exit(0)"), "ended before it came to this case"),
+    "abort": (inside("os.abort()"), "the process was ended by SIG"),
+    "memory": (inside("kept = []\nwhile True: kept.append(bytearray(1 << 26))"), "MemoryError"),
+    "memory of torch": (inside("import torch\ntorch.ones(1 << 40)"), "RuntimeError"),
+    "forks": (inside("while True: os.fork()"), ""),
+    "forks that go on": (inside(FORKS_FOR_EVER), ""),
+    "threads": (inside(THREADS_FOR_EVER), ""),
+    "file": (inside(FILE_FOR_EVER), "OSError"),
+    "long result": (inside("return list(range(10**7))"), "10,000,000 items: that is too many"),
+    "long number": (inside("return 1 << 10**6"), "too large"),
+    "list in itself": (inside("a = []\na.append(a)\nreturn a"), "deep"),
+    "signals": (inside(IGNORE_SIGNALS), "processor time"),
+    "no Python": ("def blocks_needed(n: return", "SyntaxError"),
+    "null bytes": ("blocks_needed = '\x00'", "null bytes"),
+    "nested": ("blocks_needed = " + "(" * 5000 + ")" * 5000, ""),
+    "nothing": ("x = 1", "not answered yet"),
+    "stub": ("blocks_needed = ...", "not answered yet"),
+    "raises a liar": (RAISES_A_LIAR, "Liar:"),
+}
+"""No points, and why."""
+
+FAKES: dict[str, tuple[str, str]] = {
+    "object": (equal_to_all("object", ""), "an object of type Yes"),
+    "int": (equal_to_all("int", "7"), "an object of type Yes"),
+    "str": (equal_to_all("str", "'7'"), "an object of type Yes"),
+    "tensor": (equal_to_all("torch.Tensor", "[7]"), "an object of type Yes"),
+    "list": (equal_to_all("int", "7", "[Yes({})]"), "an object of type Yes"),
+    "patched torch": (f"import torch\ntorch.equal = torch.allclose = lambda *a, **k: True\n{WRONG}", "Rounded down"),
+    "patched built-ins": (f"b = print.__self__\nb.all = lambda x: True\nb.abs = lambda x: 0\n{WRONG}", "Rounded down"),
+    "patched codec": (patched('modules["pagedlab.course.grading.codec"].dumps = lambda v: "1"'), "Rounded down"),
+    "patched course": (patched('modules["pagedlab.course"].check = lambda *a: True'), "Rounded down"),
+    "no modules": (patched("modules.clear()"), ""),
+    "channel": (inside("os.write(3, b'x' * 999)"), "the grader's own channel"),
+    "forged frame": (inside(FORGED), "the grader's own channel"),
+    "flooded channel": (inside("while True: os.write(3, bytes(1 << 20))"), ""),
+    "closed channel": (inside("os.closerange(0, 999)"), "ended before it came to this case"),
+    "questions": (f"from pagedlab.course import questions\n{RIGHT}", "imports pagedlab.course.questions of pagedlab"),
+    "engine": (f"import pagedlab.basics.kv_size as k\n{RIGHT}", "imports pagedlab.basics.kv_size"),
+    "importlib": (f"import importlib\n{RIGHT}", "imports importlib"),
+    "frames": (inside("sys._getframe().f_back.f_globals"), "uses f_globals"),
+    "hidden import": (
+        inside("exec('from pagedlab.course ' + 'import questions')"),
+        "imports pagedlab.course.questions",
+    ),
+    "named master": (inside("open('/x/solutions/00_small.ipynb')"), "where solutions are"),
+}
+"""Not the right result, but a way to look right."""
+
+HARMLESS: dict[str, str] = {
+    "prints 64 MB": inside("for _ in range(16): print('x' * (1 << 22))"),
+    "leaves a thread": inside("import threading\nthreading.Thread(target=time.sleep, args=[99]).start()"),
+    "leaves a process": inside("if os.fork() == 0:\n    os.setsid()\n    time.sleep(99)"),
+    "atexit": f"import atexit, time\natexit.register(time.sleep, 99)\n{RIGHT}",
+    "help": f"from pagedlab.course import check, hint\n{RIGHT}\ncheck('ch00.q1')\nhint('ch00.q1')",
+    "magics": f"%timeit 1\n!ls\n{RIGHT}",
+    "numpy number": "import numpy as np\n\n\ndef blocks_needed(n):\n    return np.int64(-(-n // 16))",
+}
+"""All points."""
+
+OUTSIDE: dict[str, tuple[str, str]] = {
+    "network": ("import socket\n    socket.create_connection(('127.0.0.1', {port}), timeout=2).close()", "OSError"),
+    "master": ("open('{folder}/solu' + 'tions/00_small.ipynb').close()", "FileNotFoundError"),
+    "questions' file": ("open('{package}/course/quest' + 'ions/ch00.py').close()", "FileNotFoundError"),
+    "tests": ("import os\n    os.listdir('{repository}/te' + 'sts')", "FileNotFoundError"),
+    "submissions": ("import os\n    os.listdir('{folder}/submissions')[0]", "FileNotFoundError"),
+    "write": ("open('{package}/course/written.py', 'w').close()", "OSError"),
+    "delete": ("import os\n    os.remove('{folder}/victim')", "FileNotFoundError"),
+    "environment": ("import os\n    os.environ['SECRET']", "KeyError"),
+    "processes": ("import os\n    os.kill({pid}, 0)", "ProcessLookupError"),
+}
+"""Right only if the answer gets at something outside: what it does first, and what stops it."""
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def as_notebook(source: str) -> str:
+    return notebooks.serialise(small_master(answer=source))
+
+
+def edited(change: Callable[[Any], Any]) -> bytes:
+    content = json.loads(as_notebook(RIGHT))
+    change(content)
+    return json.dumps(content).encode()
+
+
+def answer_cell(content: Any) -> Any:
+    return next(cell for cell in content["cells"] if cell["id"] == "ch00-q1-answer")
+
+
+FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty.ipynb is empty"),
+    "garbage": (bytes(range(256)) * 9, "it is not JSON"),
+    "text": (b"print(1)", "it is not JSON"),
+    "deep": (b"[" * 100_000, "it is not JSON"),
+    "number": (b"7", "no notebook of format 4"),
+    "old format": (edited(lambda c: c.update(nbformat=3)), "no notebook of format 4"),
+    "no cells": (edited(lambda c: c.update(cells={})), "no notebook of format 4"),
+    "no ids": (edited(lambda c: [cell.pop("id") for cell in c["cells"]]), "has no cell ids"),
+    "missing cell": (edited(lambda c: c["cells"].remove(answer_cell(c))), "has no answer cell"),
+    "two cells": (edited(lambda c: c["cells"].append(answer_cell(c))), "two cells ch00-q1-answer"),
+    "text cell": (edited(lambda c: answer_cell(c).update(cell_type="markdown")), "is no code cell"),
+    "strange source": (edited(lambda c: answer_cell(c).update(source=[1, {}])), "is no code cell"),
+    "long source": (edited(lambda c: answer_cell(c).update(source="x" * 10**6)), "1,000,000 characters"),
+    "strange cells": (edited(lambda c: c.update(cells=[1, None, [], {"id": 5}])), "has no cell ids"),
+}
+
+PLACES = {
+    "link": "link.ipynb is a link",
+    "folder": "folder.ipynb is a folder",
+    "pipe": "pipe.ipynb is no ordinary file",
+    "huge": "huge.ipynb has 210 MB",
+    "dangling": "dangling.ipynb is a link",
+    "linked folder": "linked folder is a link",
+    "empty folder": "empty folder holds no notebook",
+}
+
+FORMULAS = ("=cmd|'calc'!A0", "+1", "-1", "@SUM(A1)")
+"""Names that a spreadsheet would run."""
+
+
+def make_places(submissions: Path) -> None:
+    """What is no ordinary file, and learners with folders."""
+    (submissions / "link.ipynb").symlink_to("/etc/passwd")
+    (submissions / "folder.ipynb").mkdir()
+    os.mkfifo(submissions / "pipe.ipynb")
+    with open(submissions / "huge.ipynb", "wb") as file:
+        file.truncate(200 << 20)
+    (submissions / "dangling.ipynb").symlink_to("nowhere")
+    (submissions / "linked folder").symlink_to("/etc")
+    (submissions / "empty folder").mkdir()
+    (submissions / "two of one").mkdir()
+    (submissions / "two of one" / "00_any.ipynb").write_text(as_notebook(RIGHT))
+    (submissions / "two of one" / "00_second.ipynb").write_text(as_notebook(WRONG))
+    (submissions / "notes.txt").write_text("no notebook")
+    (submissions / ".hidden.ipynb").write_text("{}")
