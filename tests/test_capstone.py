@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from answers.ch11_capstone import ALL_FOUR, engine
+from answers.ch11_capstone import ALL_FOUR, ATTENTION, MASK, engine
+from answers.editing import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import dense_attention
@@ -84,6 +85,25 @@ def test_every_part_is_what_the_engine_runs() -> None:
     driver.run_job(capstone.SHARED_JOB, parts_of(engine()), watch)
     used = {name for name, count in watch.calls.items() if count}
     assert used >= {"mask", "attention", "schedule", "blocks.allocate", "blocks.free", "allocate", "share", "release"}
+
+
+FORGETFUL = changed(ATTENTION, "        scores", "        allowed[:, : length - new] = False\n        scores")
+WRONG_PARTS = {
+    "a mask that sees the future": {
+        "mask": changed(MASK, "<= query_positions[:, None]", "<= 10**6 + query_positions[:, None]")
+    },
+    "a mask that sees nothing else": {"mask": changed(MASK, "<=", "==")},
+    "an attention that forgets": {"attention": FORGETFUL},
+    "an attention without scale": {"attention": changed(ATTENTION, " * scale", "")},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+@pytest.mark.parametrize("model", ["tiny", "smollm2"])
+def test_a_wrong_part_changes_the_tokens(name: str, model: str) -> None:
+    job = JOBS[model]
+    record = driver.run_job(job, parts_of(engine(**WRONG_PARTS[name])), Watch())
+    assert record["preempted"] and record["tokens"] != capstone.expected(job)["tokens"]
 
 
 def test_the_engine_uses_the_blocks_that_the_pool_chooses() -> None:
