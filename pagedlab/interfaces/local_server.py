@@ -109,14 +109,14 @@ class LocalServer:
         process = self._process
         if process is None or process.stdin is None:
             return None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
         process.terminate()
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
         status = process.wait()
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # not sooner: it would be a second signal, which does not wait for running requests
         self._text = self._read_log()
         if self.log_file is not None:
             self.log_file.unlink(missing_ok=True)

@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from pagedlab.errors import CourseError
 from pagedlab.visualize.style import CYCLE, PALETTE, legend_below, new_figure
 
-RANK_STYLES = {50: ("-", "o"), 90: ("--", "s"), 99: (":", "^")}
-"""Percentile -> line and marker: ranks are told apart without colour."""
+MARKERS = {50: "o", 90: "s", 99: "^"}
+"""Percentile -> marker: ranks are told apart without colour."""
+OTHER_MARKER = "D"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def latencies(
         shares = 100 * np.arange(1, len(times) + 1) / len(times)
         axes.step([times[0], *times], [0, *shares], where="post", color=colour, label=name)
         for rank, seconds in percentiles.get(name, {}).items():
-            axes.plot(1e3 * seconds, rank, RANK_STYLES.get(rank, ("-", "D"))[1], color=colour, markeredgecolor="white")
+            axes.plot(1e3 * seconds, rank, MARKERS.get(rank, OTHER_MARKER), color=colour, markeredgecolor="white")
     for rank in sorted({rank for marks in percentiles.values() for rank in marks}):
         axes.axhline(rank, color=PALETTE["grey"], linewidth=0.8, linestyle=":")
         axes.annotate(f"p{rank}", (1.005, rank), xycoords=("axes fraction", "data"), fontsize=9, va="center")
@@ -96,7 +97,7 @@ def load_curve(
 
     Args:
         objectives: limits of TTFT and TPOT, seconds: drawn as lines.
-        simulated: a second series, drawn thin and without markers.
+        simulated: a second series, drawn thin, dashed and without markers.
 
     Raises:
         CourseError: there are no points.
@@ -131,10 +132,10 @@ def latency_panel(
     axes: Axes, points: Sequence[LoadPoint], simulated: Sequence[LoadPoint], name: str, limit: float | None
 ) -> None:
     for index, rank in enumerate(sorted(getattr(points[0], name))):
-        line, marker = RANK_STYLES.get(rank, ("-", "D"))
+        marker = MARKERS.get(rank, OTHER_MARKER)
         values = [1e3 * getattr(point, name)[rank] for point in points]
         loads = [point.load for point in points]
-        axes.plot(loads, values, line, marker=marker, color=CYCLE[index], label=f"p{rank}")
+        axes.plot(loads, values, marker=marker, color=CYCLE[index], label=f"p{rank}")
         if simulated:
             values = [1e3 * getattr(point, name)[rank] for point in simulated]
             axes.plot([point.load for point in simulated], values, color=CYCLE[index], linewidth=1, linestyle="--")

@@ -5,7 +5,7 @@ Its text and its solution stand in solutions/, from which `pagedlab exercises bu
 
 from __future__ import annotations
 
-from pagedlab.course.questions import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11
+from pagedlab.course.questions import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11, ch12
 from pagedlab.course.questions.model import Case, Kind, Question
 from pagedlab.errors import CourseError
 
@@ -13,7 +13,7 @@ __all__ = ["QUESTIONS", "Case", "Kind", "Question", "find", "of_chapter"]
 
 QUESTIONS: tuple[Question, ...] = tuple(
     question
-    for chapter in (ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11)
+    for chapter in (ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch09, ch10, ch11, ch12)
     for question in chapter.QUESTIONS
 )
 

@@ -17,6 +17,9 @@ from pagedlab.interfaces.outputs import RequestOutput
 from pagedlab.trace import TraceEvent, Tracer
 
 MAX_EVENTS = 200_000
+CLOCKS_APART = 0.1
+"""Seconds that the two clocks may drift apart before the log follows; between two steps of NTP its differences are
+exact."""
 
 
 class Observer:
@@ -32,6 +35,7 @@ class Observer:
         self.spans = spans
         self.events: deque[TraceEvent] = deque(maxlen=MAX_EVENTS)
         self._scheduled: list[str] = []
+        self._offset = time.time() - time.perf_counter()
 
     def step(self, report: StepReport, pending: dict[str, Pending]) -> None:
         self.metrics.observe(report, pending)
@@ -98,9 +102,16 @@ class Observer:
         extra = {"request_id": event.request_id, "event": event.name, "details": details}
         logger = logging.getLogger(f"pagedlab.{event.layer}")
         record = logger.makeRecord(logger.name, logging.DEBUG, __file__, 0, event.name, (), None, extra=extra)
-        record.created = time.time() - (time.perf_counter() - event.start)
+        record.created = self._wall_clock(event.start)
         record.msecs = record.created % 1 * 1e3
         logger.handle(record)
+
+    def _wall_clock(self, moment: float) -> float:
+        """Seconds since 1970 of a moment on time.perf_counter's clock."""
+        offset = time.time() - time.perf_counter()
+        if abs(offset - self._offset) > CLOCKS_APART:
+            self._offset = offset
+        return moment + self._offset
 
 
 def log_request(one: Pending, output: RequestOutput, now: float) -> None:
