@@ -37,10 +37,17 @@ from pagedlab.simulate.cost_model import CostModel
 from pagedlab.simulate.devices import device
 from pagedlab.simulate.roofline import ModelShape
 from pagedlab.simulate.workloads import TraceRequest
+from pagedlab.visualize import engine_view_html
 from pagedlab.visualize.block_map import view_blocks
 from pagedlab.visualize.engine_frames import make_frames, shown_blocks
 from pagedlab.visualize.engine_view import engine_overview, engine_step, explore_engine
-from pagedlab.visualize.engine_view_html import as_script_data, engine_page, page_data, save_engine_page
+from pagedlab.visualize.engine_view_html import (
+    as_script_data,
+    engine_page,
+    page_data,
+    save_engine_page,
+    show_engine_page,
+)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "</script><script>document.title='owned'</script><!--<script>$x^2$\u2028\u202e&quot;"
@@ -518,6 +525,20 @@ def test_the_page_is_one_file_whose_data_stay_data() -> None:
     )
     ids = set(re.findall(r'byId\("([\w-]+)"\)', script)) | {"data"}
     assert ids <= set(re.findall(r'id="([\w-]+)"', page))
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_cannot_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(engine_view_html, "has_frontend", lambda: True)
+    monkeypatch.setattr(engine_view_html, "display", lambda data, raw: shown.append(data))
+    recording = story(HOSTILE)
+    show_engine_page(recording, title=HOSTILE)
+    frame = Elements("")
+    attributes: dict[str, str | None] = {}
+    frame.handle_starttag = lambda tag, attrs: attributes.update(attrs)  # type: ignore[method-assign]
+    frame.feed(shown[0]["text/html"])
+    assert attributes["srcdoc"] == engine_page(recording, title=HOSTILE)
+    assert attributes["sandbox"] == "allow-scripts" and attributes["title"] == HOSTILE
 
 
 def test_a_page_has_a_bound() -> None:

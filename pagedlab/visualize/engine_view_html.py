@@ -11,13 +11,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from IPython.display import display
+
 from pagedlab.errors import CourseError
 from pagedlab.model_authoring.recording import EngineRecording
 from pagedlab.visualize.block_map import HATCHES, OWNER_COLOURS
 from pagedlab.visualize.engine_frames import Frame, make_frames, shown_blocks
+from pagedlab.visualize.widgets import has_frontend
 
 MAX_BLOCKS = 1024
 MAX_STEPS = 600
+FRAME_HEIGHT = 720
 
 
 def engine_page(recording: EngineRecording, title: str = "The engine, step by step") -> str:
@@ -48,6 +52,22 @@ def save_engine_page(recording: EngineRecording, path: str | Path, title: str = 
     path = Path(path)
     path.write_text(engine_page(recording, title), encoding="utf-8")
     return path
+
+
+def show_engine_page(
+    recording: EngineRecording, title: str = "The engine, step by step", height: int = FRAME_HEIGHT
+) -> None:
+    """The page inside a notebook, in a frame of its own `height` pixels high; one sentence where nobody looks."""
+    page = engine_page(recording, title)
+    if not has_frontend():
+        print(f"Here JupyterLab shows the {len(recording)} steps as a page that plays.")
+        return
+    style = f"width:100%;height:{height}px;border:1px solid #8C8C8C;border-radius:6px"
+    # The frame may run the page's script and nothing else: no access to the notebook around it.
+    frame = (
+        f'<iframe sandbox="allow-scripts" title="{html.escape(title)}" style="{style}" srcdoc="{html.escape(page)}">'
+    )
+    display({"text/plain": f"[page] {title}", "text/html": f"{frame}</iframe>"}, raw=True)
 
 
 def as_script_data(value: Any) -> str:
