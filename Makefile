@@ -2,7 +2,7 @@
 # make demo       the same without JupyterLab
 # make setup      only set up: .venv with all packages, and the default model
 # make test       set up, then lint, types, every test and every notebook
-# make notebooks  set up, then execute every notebook from a clean kernel and write it in normal form
+# make notebooks  set up, then execute every notebook from a clean kernel, write it in normal form, make the exercises
 # make clean      remove .venv and caches (not the model)
 #
 # Options, as in `make lab PYTHON=python3.12 LAB_ARGS=--no-browser`:
@@ -68,9 +68,11 @@ notebooks-test: $(INSTALLED)
 	@if [ -z "$(NOTEBOOKS)" ]; then echo "There are no notebooks to test yet."; \
 	else OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --nbval-lax --nbval-current-env $(XDIST) --dist loadscope $(PYTEST_ARGS) $(NOTEBOOKS); fi
 
-# One after another: each has the machine to itself, so that the times it shows are fair.
+# One after another: each has the machine to itself, so that the times it shows are fair. exercises/ is made from
+# solutions/, and holds no outputs.
 notebooks: setup
-	@$(BIN)/pagedlab notebooks run $(NOTEBOOKS)
+	@$(BIN)/pagedlab notebooks run $(filter-out exercises/%,$(NOTEBOOKS))
+	@$(BIN)/pagedlab exercises build
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

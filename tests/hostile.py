@@ -155,9 +155,9 @@ OUTSIDE: dict[str, tuple[str, str]] = {
     "master": ("open('{folder}/solu' + 'tions/00_small.ipynb').close()", "FileNotFoundError"),
     "questions' file": ("open('{package}/course/quest' + 'ions/ch00.py').close()", "FileNotFoundError"),
     "tests": ("import os\n    os.listdir('{repository}/te' + 'sts')", "FileNotFoundError"),
-    "submissions": ("import os\n    os.listdir('{folder}/submissions')[0]", "FileNotFoundError"),
+    "submissions": ("import os\n    os.listdir('{folder}/submissions')[0]", "Error"),
     "write": ("open('{package}/course/written.py', 'w').close()", "OSError"),
-    "delete": ("import os\n    os.remove('{folder}/victim')", "FileNotFoundError"),
+    "delete": ("import os\n    os.remove('{folder}/victim')", "Error"),
     "environment": ("import os\n    os.environ['SECRET']", "KeyError"),
     "processes": ("import os\n    os.kill({pid}, 0)", "ProcessLookupError"),
 }

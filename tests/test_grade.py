@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -252,7 +253,7 @@ def wait_until_trials_sleep(pid: int) -> None:
 
 @pytest.mark.slow
 def test_the_grader_gives_the_points_that_check_gives() -> None:
-    """A sample of every bank: the solution, another right answer, and two wrong ones of each question."""
+    """A sample of every bank: the solution, another right answer, and a wrong one of each question."""
     differences = []
     with Server(ASKED) as server:
         for question in ASKED:

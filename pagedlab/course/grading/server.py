@@ -141,7 +141,8 @@ class Server:
             except (EOFError, OSError):
                 return Outcome("its supervisor was ended", [], 0.0)
         try:
-            frames = [checked(frame, token, len(arguments)) for frame in wire.frames(b64decode(report["raw"]))]
+            found = wire.frames(b64decode(report["raw"]), was_cut=report["ended"] != "done")
+            frames = [checked(frame, token, len(arguments)) for frame in found]
         except ValueError:
             return Outcome("it wrote to the grader's own channel", [], report["seconds"])
         return Outcome(report["ended"], frames, report["seconds"])
@@ -175,11 +176,11 @@ def package() -> Path:
 
 
 def places_of_answers() -> list[Path]:
-    """Directories where right answers or secrets stand: the repository but for the package, the questions, HOME."""
+    """Directories where right answers or secrets stand: the repository but for the package, questions, HOME, /tmp."""
     root = package().parent
     places = [package() / "course" / "questions"]
     if (root / "pyproject.toml").is_file():
         places.append(root)
     with contextlib.suppress(RuntimeError):
         places.append(Path.home())
-    return [*places, Path(tempfile.gettempdir())]
+    return [*places, Path("/tmp"), Path(tempfile.gettempdir())]

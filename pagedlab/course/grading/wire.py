@@ -48,8 +48,12 @@ def write_frame(descriptor: int, message: Any) -> None:
         frame = frame[os.write(descriptor, frame) :]
 
 
-def frames(raw: bytes) -> Iterator[dict[str, Any]]:
-    """The frames that a trial wrote, as far as they are whole. An answer may have written there, too.
+def frames(raw: bytes, was_cut: bool) -> Iterator[dict[str, Any]]:
+    """The frames that a trial wrote. An answer may have written there, too.
+
+    Args:
+        raw: what came
+        was_cut: the trial was stopped, so the last frame may not be whole
 
     Raises:
         ValueError: there is something else among them.
@@ -59,7 +63,7 @@ def frames(raw: bytes) -> Iterator[dict[str, Any]]:
         (length,) = HEADER.unpack_from(raw, place)
         place += HEADER.size
         if place + length > len(raw):
-            return
+            break
         try:
             frame = json.loads(raw[place : place + length])
         except RecursionError as error:
@@ -68,3 +72,5 @@ def frames(raw: bytes) -> Iterator[dict[str, Any]]:
             raise ValueError("a frame is no message")
         yield frame
         place += length
+    if place != len(raw) and not was_cut:
+        raise ValueError("something follows the last frame")
