@@ -206,8 +206,9 @@ def _events(record: StepRecord, block_size: int, seen: set[str]) -> list[Event]:
         seen.add(one.request_id)
         state = tables[one.request_id]
         if one.num_hit_tokens:
-            blocks = ", ".join(map(str, state.block_ids[: one.num_hit_tokens // block_size]))
-            text = f"{verb}: {one.num_hit_tokens} of {state.num_tokens} tokens hit the prefix cache (blocks {blocks})."
+            hit = state.block_ids[: one.num_hit_tokens // block_size]
+            blocks = f"block{'s' * (len(hit) > 1)} {', '.join(map(str, hit))}"
+            text = f"{verb}: {one.num_hit_tokens} of {state.num_tokens} tokens hit the prefix cache ({blocks})."
             events.append(Event("hit", one.request_id, text))
         elif one.num_swapped_tokens:
             text = f"{verb}: the keys and values of {one.num_swapped_tokens} tokens return from host memory."
