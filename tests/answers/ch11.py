@@ -6,7 +6,7 @@ from answers.editing import changed
 
 JOURNEY = """
 journey = {
-    "order": ["client", "OpenAI server (parses)", "API layer (keys, limits)", "LLMEngine", "Scheduler",
+    "order": ["client", "API layer (keys, limits)", "OpenAI server (parses)", "LLMEngine", "Scheduler",
               "ModelExecutor", "Worker", "back to the client"],
     "again for every token": ["Scheduler", "ModelExecutor", "Worker"],
     "owner": {
@@ -39,7 +39,7 @@ WHO = Answers(
         (
             "cut out of a table",
             """
-            names = ["client", "OpenAI server (parses)", "API layer (keys, limits)", "LLMEngine", "Scheduler"]
+            names = ["client", "API layer (keys, limits)", "OpenAI server (parses)", "LLMEngine", "Scheduler"]
             names += ["ModelExecutor", "Worker", "back to the client"]
             owners = "Scheduler Scheduler BlockManager BlockManager CacheEngine ModelExecutor Worker LLMEngine".split()
             journey = dict(order=names, owner=dict(zip(THINGS, owners)))
@@ -57,6 +57,7 @@ WHO = Answers(
         ("the Worker makes text", owned("the text of an answer so far", "Worker"), "token ids only"),
         ("the budget counts memory", owned("the token budget of a step", "BlockManager"), "work, not memory"),
         ("the engine queues", owned("the queue of waiting requests", "LLMEngine"), "hands a new request on"),
+        ("parsed first", JOURNEY + 'journey["order"][1:3] = reversed(journey["order"][1:3])', "at the door"),
         ("scheduled first", ordered("Scheduler", "LLMEngine", "ModelExecutor", "Worker"), "not a request yet"),
         ("packed first", ordered("LLMEngine", "ModelExecutor", "Scheduler", "Worker"), "the schedule comes first"),
         ("worker first", ordered("LLMEngine", "Scheduler", "Worker", "ModelExecutor"), "pack it first"),

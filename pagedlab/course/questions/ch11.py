@@ -15,8 +15,8 @@ from pagedlab.course.questions.model import Case, Kind, Question
 
 ORDER = (
     "client",
-    "OpenAI server (parses)",
     "API layer (keys, limits)",
+    "OpenAI server (parses)",
     "LLMEngine",
     "Scheduler",
     "ModelExecutor",
@@ -90,8 +90,8 @@ def order_explained(got: Any) -> str:
         return "The executor packs what the schedule says, so the schedule comes first."
     if place["Worker"] < place["ModelExecutor"]:
         return "The worker gets a packed batch: somebody has to pack it first."
-    if place["API layer (keys, limits)"] < place["OpenAI server (parses)"]:
-        return "The length of a prompt can be checked only once the body has been parsed."
+    if place["OpenAI server (parses)"] < place["API layer (keys, limits)"]:
+        return "The cheap checks stand at the door: who is refused there, nobody parses. The chapter's trace begins so."
     return "Follow one request down through the three layers, and up again."
 
 
@@ -121,8 +121,8 @@ QUESTIONS: tuple[Question, ...] = (
             "Follow one request down through the layers: interfaces, model authoring, runtime. Then up again.",
             "The loop is one step of the engine: decide, pack, compute. Of two classes that deal with blocks, one "
             "decides and touches no tensor, the other holds tensors and decides nothing.",
-            "HTTP first: it parses, then checks keys and limits. Tables and hashes belong to whoever decides on "
-            "blocks, the queue and the budget to whoever decides on steps, the text to whoever has the tokenizer.",
+            "HTTP first: keys and limits are checked at the door, then the body is parsed. Tables and hashes belong to "
+            "whoever decides on blocks, the queue and the budget to whoever decides on steps, the text to whoever has the tokenizer.",
         ),
         explain=journey_explained,
         drive=look_up,
