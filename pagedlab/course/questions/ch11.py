@@ -122,7 +122,8 @@ QUESTIONS: tuple[Question, ...] = (
             "The loop is one step of the engine: decide, pack, compute. Of two classes that deal with blocks, one "
             "decides and touches no tensor, the other holds tensors and decides nothing.",
             "HTTP first: keys and limits are checked at the door, then the body is parsed. Tables and hashes belong to "
-            "whoever decides on blocks, the queue and the budget to whoever decides on steps, the text to whoever has the tokenizer.",
+            "whoever decides on blocks, the queue and the budget to whoever decides on steps, the text to whoever has "
+            "the tokenizer.",
         ),
         explain=journey_explained,
         drive=look_up,
