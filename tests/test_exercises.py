@@ -37,7 +37,7 @@ from pagedlab.course.questions import of_chapter
 from pagedlab.errors import CourseError
 from pagedlab.interfaces import cli
 
-MIN_QUESTIONS = 43
+MIN_QUESTIONS = 65
 MIN_RIGHT = 2
 MIN_WRONG = 8
 
