@@ -146,7 +146,8 @@ def _headline(recording: EngineRecording, frame: Frame, step: int) -> str:
     if frame.is_after:
         return f"After the last step: {free}"
     tokens = f"{frame.record.num_tokens} of {recording.token_budget} tokens"
-    return f"Step {step} of {len(recording)}: {tokens} in {len(frame.record.computed)} sequences, {free}"
+    count = len(frame.record.computed)
+    return f"Step {step} of {len(recording)}: {tokens} in {count} sequence{'s' * (count != 1)}, {free}"
 
 
 def _sentences(frame: Frame) -> list[str]:
