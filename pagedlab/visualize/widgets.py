@@ -51,13 +51,17 @@ def show(figure: Figure, alt: str) -> None:
         raise CourseError(f"show() displays a matplotlib figure, got {type(figure).__name__}: pass the figure itself.")
     if not isinstance(alt, str) or len(alt.strip()) < MINIMUM_ALT:
         raise CourseError(f"Say in `alt` what the picture shows, in a sentence of {MINIMUM_ALT} characters or more.")
-    alt = " ".join(alt.split())
+    display_picture(figure, " ".join(alt.split()), has_frontend())
+
+
+def display_picture(figure: Figure, alt: str, for_reader: bool) -> None:
+    """`show` without its questions: for_reader adds the form in which JupyterLab has the words, too."""
     png = png_bytes(figure)
     width = round(struct.unpack(">I", png[16:20])[0] * CSS_PIXELS_PER_INCH / DPI)
     encoded = base64.b64encode(png).decode()
     data = {"image/png": encoded, "text/plain": f"[picture] {alt}"}
     metadata = {"image/png": {"alt": alt, "width": width}}
-    if has_frontend():
+    if for_reader:
         style = f"width:{width}px;max-width:100%;background:white"
         data["text/html"] = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{encoded}">'
     display(data, metadata=metadata, raw=True)
@@ -101,7 +105,8 @@ def explore(figure_function: Callable[..., Figure], /, **controls: Any) -> None:
 
     def draw(**values: Any) -> None:
         shown = ", ".join(f"{name} = {value}" for name, value in values.items())
-        show(figure_function(**values), alt=f"The picture above, redrawn with {shown}.")
+        # The message that moves a control says nothing of a reader; but only a reader moves one.
+        display_picture(figure_function(**values), f"The picture above, redrawn with {shown}.", for_reader=True)
 
     panel = ipywidgets.HBox(list(boxes.values()), layout=ipywidgets.Layout(flex_flow="row wrap"))
     display(ipywidgets.VBox([panel, ipywidgets.interactive_output(draw, boxes)]))
