@@ -82,6 +82,56 @@ def blocks_needed(n):
     raise Liar()
 """
 
+MEMORY_OF_MANY = """
+for _ in range(5):
+    if os.fork() == 0:
+        kept = b"x" * (700 << 20)
+        time.sleep(99)
+time.sleep(99)
+"""
+STOLEN = """
+import json
+frame = getattr(sys, "_get" + "frame")()
+while "job" not in frame.f_locals:
+    frame = getattr(frame, "f_" + "back")
+token = frame.f_locals["job"]["token"]
+body = json.dumps({"token": token, "case": 0, **%s}).encode()
+os.write(3, len(body).to_bytes(4, "big") + body)
+"""
+HUGE_SHAPE = '{"tensor": ["float32", [1000000000000000000000000000000], ""]}'
+NO_NUMBERS = '{"tensor": ["float32", [1000000000, 0], ""]}'
+REAL_IMPORT = """
+guard = print.__self__.__import__
+for cell in guard.__closure__:
+    if callable(cell.cell_contents):
+        cell.cell_contents("pagedlab.simulate.kv_memory")
+"""
+SYSTEM_CALLS = """
+import sys
+
+c = vars(sys)["mod" + "ules"]["ctypes"].CDLL(None)
+tries = {
+    "user namespace": c.unshare(0x10000000),
+    "clone into one": c.syscall(56, 0x10000011, 0, 0, 0, 0),
+    "clone3": c.syscall(435, 0, 0),
+    "shared memory": c.shmget(0, 1 << 20, 0o1600),
+    "memory file": c.memfd_create(b"x", 0),
+    "socket": c.socket(1, 1, 0),
+    "trace": c.ptrace(0, 0, 0, 0),
+    "key": c.syscall(250, 1, 0),
+}
+assert set(tries.values()) == {-1}, tries
+"""
+
+CHANGES_THE_WORLD = """
+import torch, warnings
+torch.set_default_dtype(torch.float64)
+os.chdir("/")
+os.environ.clear()
+warnings.simplefilter("error")
+vars(len.__self__).pop("print", None)
+"""
+
 FAILS: dict[str, tuple[str, str]] = {
     "loop": (inside("while True: pass"), "processor time"),
     "loop at the margin": (f"while True: pass\n{RIGHT}", "processor time"),
@@ -100,6 +150,15 @@ FAILS: dict[str, tuple[str, str]] = {
     "threads": (inside(THREADS_FOR_EVER), ""),
     "file": (inside(FILE_FOR_EVER), "OSError"),
     "long result": (inside("return list(range(10**7))"), "10,000,000 items: that is too many"),
+    "billion rows of nothing": (
+        "import torch\n\n\ndef blocks_needed(n):\n    return torch.empty(10**9, 0)",
+        "too large",
+    ),
+    "billion rows in an array": (
+        "import numpy\n\n\ndef blocks_needed(n):\n    return numpy.empty((10**9, 0))",
+        "too large",
+    ),
+    "memory of many": (inside(MEMORY_OF_MANY), "6 processes held more than 2 GiB"),
     "long number": (inside("return 1 << 10**6"), "too large"),
     "list in itself": (inside("a = []\na.append(a)\nreturn a"), "deep"),
     "signals": (inside(IGNORE_SIGNALS), "processor time"),
@@ -125,6 +184,9 @@ FAKES: dict[str, tuple[str, str]] = {
     "no modules": (patched("modules.clear()"), ""),
     "channel": (inside("os.write(3, b'x' * 999)"), "the grader's own channel"),
     "forged frame": (inside(FORGED), "the grader's own channel"),
+    "stolen token, no pair": (inside(STOLEN % {"raised": 5}), "the grader's own channel"),
+    "stolen token, huge shape": (inside(STOLEN % {"value": HUGE_SHAPE}), "the grader's own channel"),
+    "stolen token, no numbers": (inside(STOLEN % {"value": NO_NUMBERS}), "the grader's own channel"),
     "flooded channel": (inside("while True: os.write(3, bytes(1 << 20))"), ""),
     "closed channel": (inside("os.closerange(0, 999)"), "ended before it came to this case"),
     "questions": (f"from pagedlab.course import questions\n{RIGHT}", "imports pagedlab.course.questions of pagedlab"),
@@ -146,17 +208,32 @@ HARMLESS: dict[str, str] = {
     "atexit": f"import atexit, time\natexit.register(time.sleep, 99)\n{RIGHT}",
     "help": f"from pagedlab.course import check, hint\n{RIGHT}\ncheck('ch00.q1')\nhint('ch00.q1')",
     "magics": f"%timeit 1\n!ls\n{RIGHT}",
+    "await": f"import asyncio\n\n{RIGHT}\nawait asyncio.sleep(0)",
+    "a % at a line's start": f"%timeit 1\n{RIGHT}\nx = (7\n     % 5)",
+    "cell magic": f"%%time\n{RIGHT}",
+    "asks for help": f"sum?\nfiles = !ls\n{RIGHT}",
+    "Windows newlines": RIGHT.replace("\n", "\r\n"),
+    "tabs and a mark": "\ufeff" + RIGHT.replace("    ", "\t"),
+    "annotations": f"{RIGHT}\n\ndef f(x: int):\n    pass\n\nassert f.__annotations__ == {{'x': int}}",
+    "changes the world": inside(CHANGES_THE_WORLD),
+    "a gradient": "import torch\n\n\ndef blocks_needed(n):\n    return torch.tensor(-(-n // 16.0), requires_grad=True)",
+    "system calls": f"{SYSTEM_CALLS}\n{RIGHT}",
     "numpy number": "import numpy as np\n\n\ndef blocks_needed(n):\n    return np.int64(-(-n // 16))",
 }
 """All points."""
 
 OUTSIDE: dict[str, tuple[str, str]] = {
-    "network": ("import socket\n    socket.create_connection(('127.0.0.1', {port}), timeout=2).close()", "OSError"),
+    "network": (
+        "import socket\n    socket.create_connection(('127.0.0.1', {port}), timeout=2).close()",
+        "Operation not permitted",
+    ),
+    "oracle": ("open('{package}/basics/__init__.py').close()", "FileNotFoundError"),
+    "import": (REAL_IMPORT.strip().replace("\n", "\n    "), "No module named 'pagedlab.simulate'"),
     "master": ("open('{folder}/solu' + 'tions/00_small.ipynb').close()", "FileNotFoundError"),
     "questions' file": ("open('{package}/course/quest' + 'ions/ch00.py').close()", "FileNotFoundError"),
     "tests": ("import os\n    os.listdir('{repository}/te' + 'sts')", "FileNotFoundError"),
     "submissions": ("import os\n    os.listdir('{folder}/submissions')[0]", "Error"),
-    "write": ("open('{package}/course/written.py', 'w').close()", "OSError"),
+    "write": ("import torch\n    open(torch.__file__ + 'x', 'w').close()", "Read-only"),
     "delete": ("import os\n    os.remove('{folder}/victim')", "Error"),
     "environment": ("import os\n    os.environ['SECRET']", "KeyError"),
     "processes": ("import os\n    os.kill({pid}, 0)", "ProcessLookupError"),
@@ -195,6 +272,9 @@ FILES: dict[str, tuple[bytes, str]] = {
     "text cell": (edited(lambda c: answer_cell(c).update(cell_type="markdown")), "is no code cell"),
     "strange source": (edited(lambda c: answer_cell(c).update(source=[1, {}])), "is no code cell"),
     "long source": (edited(lambda c: answer_cell(c).update(source="x" * 10**6)), "1,000,000 characters"),
+    "unknown chapter": (as_notebook(RIGHT).replace("ch00-q1", "ch99-q1").encode(), "is of ch99, which is not graded"),
+    "other digits": (as_notebook(RIGHT).replace("ch00-q1", "ch٠٠-q1").encode(), "has no answer cell"),
+    "UTF-16": (as_notebook(RIGHT).encode("utf-16"), "it is not JSON"),
     "strange cells": (edited(lambda c: c.update(cells=[1, None, [], {"id": 5}])), "has no cell ids"),
 }
 

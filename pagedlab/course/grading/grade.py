@@ -96,8 +96,8 @@ def grade_folder(
     """
     learners, ignored = collect(folder)
     for name in ignored:
-        print(f"{name} is no notebook (.ipynb): ignored.", file=sys.stderr)
-    chapters = [chapter] if chapter else chapters_of(learners)
+        print(f"{report.printable(name)} is no notebook (.ipynb): ignored.", file=sys.stderr)
+    chapters = [chapter] if chapter else known_chapters(learners, solutions)
     sheets = {name: sheets_of(name, solutions) for name in chapters}
     book = Book([sheet.question for name in chapters for sheet in sheets[name]], learners)
     jobs_in_all = sum(len(sheets[name]) for name in chapters) * len(learners)
@@ -111,6 +111,23 @@ def grade_folder(
     return book, False
 
 
+def known_chapters(learners: Sequence[Learner], solutions: Path) -> list[str]:
+    """Chapters that were handed in and can be graded; one that cannot is its learners' problem, not everybody's."""
+    found = chapters_of(learners)
+    known = [name for name in found if of_chapter(name) and master_of(name, solutions)]
+    for name in sorted({*found} - {*known}) if known else ():
+        print(f"There is no master of {name} in {solutions}: it is not graded.", file=sys.stderr)
+        for learner in learners:
+            if name in learner.notebooks:
+                learner.problems.append(f"{learner.notebooks[name].file} is of {name}, which is not graded.")
+    return known or found
+
+
+def master_of(chapter: str, solutions: Path) -> Path | None:
+    paths = sorted(solutions.glob("[0-9][0-9]_*.ipynb"))
+    return next((path for path in paths if chapter_of(path) == chapter), None)
+
+
 def sheets_of(chapter: str, solutions: Path) -> list[Sheet]:
     """The questions of a chapter with their master's cells.
 
@@ -118,12 +135,12 @@ def sheets_of(chapter: str, solutions: Path) -> list[Sheet]:
         CourseError: there is no such chapter or master, or the master is not in order.
     """
     questions = of_chapter(chapter)
-    masters = [path for path in sorted(solutions.glob("[0-9][0-9]_*.ipynb")) if chapter_of(path) == chapter]
-    if not masters or not questions:
+    path = master_of(chapter, solutions)
+    if path is None or not questions:
         raise CourseError(f"There is no master of {chapter} in {solutions}: name the folder with --solutions.")
-    master = notebooks.read(masters[0])
+    master = notebooks.read(path)
     for problem in master_problems(master, chapter, questions):
-        raise CourseError(f"{masters[0]}: {problem}")
+        raise CourseError(f"{path}: {problem}")
     cells = {cell.id: cell.source for cell in master.cells}
     return [sheet_of(question, cells) for question in questions]
 
@@ -158,17 +175,21 @@ def graded(
 ) -> Iterator[tuple[Learner, Grade]]:
     """Grades as they come, with `jobs` trials under way."""
     todo = ((learner, sheet) for learner in learners for sheet in sheets)
-    running: dict[Future[Grade], Learner] = {}
+    running: dict[Future[Grade], tuple[Learner, Question]] = {}
     while True:
         for learner, sheet in todo:
-            running[pool.submit(grade_answer, server, learner, sheet)] = learner
+            running[pool.submit(grade_answer, server, learner, sheet)] = learner, sheet.question
             if len(running) >= 2 * jobs:
                 break
         if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            yield running.pop(future), future.result()
+            learner, question = running.pop(future)
+            try:
+                yield learner, future.result()
+            except Exception as error:  # a fault of the grader's: costs this one grade, and nobody else's
+                yield learner, Grade(question, reason=f"The grader failed ({type(error).__name__}: {error}).")
 
 
 def grade_answer(server: Server, learner: Learner, sheet: Sheet) -> Grade:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pagedlab.course.grading import syscalls
+
 NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     0x00020000,
     0x04000000,
@@ -26,7 +28,7 @@ NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
 READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 DETACH = 2
 AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = -100, 0x8000, 442
-SET_DEATH_SIGNAL, DROP_FROM_BOUNDING_SET, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 24, 36, 38
+SET_DEATH_SIGNAL, SET_DUMPABLE, DROP_FROM_BOUNDING_SET, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 4, 24, 36, 38
 SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION = 0x20080522
 FIRST_TRIAL_USER, TRIAL_USERS = 60_000, 5_000
@@ -59,11 +61,13 @@ class Shell:
     Attributes:
         has_namespaces: trials can have processes and mounts of their own
         may_change_user: a trial of root's may run as nobody, and still read Python's files
+        has_filter: the kernel filters a trial's system calls
         missing: what could not be done, in a few words each
     """
 
     has_namespaces: bool = False
     may_change_user: bool = False
+    has_filter: bool = False
     missing: list[str] = field(default_factory=list)
 
 
@@ -77,10 +81,14 @@ def shut_off(hidden: Sequence[Path], needed: Sequence[Path], workspace: Path, us
     """
     if not sys.platform.startswith("linux"):
         return Shell(missing=["network", "other processes", "files"])
-    shell = Shell()
+    shell = Shell(has_filter=syscalls.is_available())
+    if not shell.has_filter:
+        shell.missing.append("system calls (the kernel takes no filter)")
     refused = take_namespaces() if use_namespaces else "not asked for"
     if refused:
-        shell.missing.append(f"network, other processes, files ({refused})")
+        lost = "files, sight of other processes" if shell.has_filter else "network, other processes, files"
+        shell.missing.append(f"{lost} ({refused})")
+        hide_memory()
     else:
         shell.has_namespaces = True
         try:
@@ -185,9 +193,11 @@ def own_processes() -> None:
 
 def own_workspace(workspace: Path, megabytes: int) -> None:
     """Memory to write to, gone with the trial; and /proc without anybody else's processes."""
-    mount("tmpfs", workspace, "tmpfs", NO_SUID | NO_DEVICES, f"mode=1777,size={megabytes}m")
-    with contextlib.suppress(OSError):  # refused where /proc is partly covered, as in some containers
+    mount("tmpfs", workspace, "tmpfs", NO_SUID | NO_DEVICES, f"mode=1777,size={megabytes}m,nr_inodes=10k")
+    try:
         mount("proc", "/proc", "proc", NO_SUID | NO_DEVICES | NO_EXEC)
+    except OSError:  # refused where /proc is partly covered, as in some containers: then there is none
+        mount("tmpfs", "/proc", "tmpfs", NO_SUID | NO_DEVICES | READ_ONLY, "mode=555,size=4k")
 
 
 def drop_privileges(change_user: bool) -> None:
@@ -206,6 +216,18 @@ def drop_privileges(change_user: bool) -> None:
         header, nothing = struct.pack("=II", CAPABILITY_VERSION, 0), bytes(24)
         libc().syscall(ctypes.c_long(number), header, nothing)
     libc().prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+
+
+def hide_memory() -> None:
+    """Other processes of this user may not look into this one, nor write there. Its children inherit that."""
+    if sys.platform.startswith("linux"):
+        libc().prctl(SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def be_ended_first() -> None:
+    """When the machine has no memory left, the kernel ends this process before others."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def become_reaper() -> None:

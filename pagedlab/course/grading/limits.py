@@ -36,14 +36,18 @@ class Limits:
         return 2 * self.seconds + 5
 
 
-def apply(limits: Limits) -> None:
-    """Bind this process and its children. What a system does not know is left out (macOS bounds no memory)."""
+def apply(limits: Limits, mapped: int) -> None:
+    """Bind this process and its children. What a system does not know is left out (macOS bounds no memory).
+
+    Args:
+        mapped: `address_space()` of it
+    """
     bound(resource.RLIMIT_CORE, 0)
     bound(resource.RLIMIT_CPU, math.ceil(limits.seconds))
     bound(resource.RLIMIT_FSIZE, limits.file_bytes)
     bound(resource.RLIMIT_NOFILE, 64)
     if sys.platform.startswith("linux"):
-        bound(resource.RLIMIT_AS, address_space() + limits.memory)
+        bound(resource.RLIMIT_AS, mapped + limits.memory)
         bound(resource.RLIMIT_NPROC, limits.processes)
 
 
@@ -56,5 +60,7 @@ def bound(kind: int, value: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes that this process has mapped already; most of them are torch's."""
+    """Bytes that this process has mapped already; most of them are torch's. Read from /proc, which a trial may lose."""
+    if not sys.platform.startswith("linux"):
+        return 0
     return int(Path("/proc/self/statm").read_text().split()[0]) * PAGE

@@ -15,7 +15,7 @@ from pagedlab.course.exercises import shortened
 if TYPE_CHECKING:
     from pagedlab.course.grading.grade import Book, Grade
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """A cell that begins so is run as a formula by spreadsheets."""
 
 
@@ -36,7 +36,10 @@ def write_json(book: Book, path: Path) -> None:
     learners = {}
     for learner in book.learners:
         grades = book.grades.get(learner.name, {})
-        learners[printable(learner.name)] = {
+        name = printable(learner.name)
+        while name in learners:  # of two files, one named by what the other's escapes look like
+            name += "'"
+        learners[name] = {
             "total": book.total(learner),
             "files": {chapter: printable(notebook.file) for chapter, notebook in sorted(learner.notebooks.items())},
             "problems": [printable(problem) for problem in learner.problems],
@@ -70,9 +73,11 @@ def harmless(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Without control characters and halves of characters, which a file's name or an answer's text may hold."""
-    clean = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() or letter in "\n " else "�" for letter in clean)
+    """Control characters and halves of characters, which a file's name or an answer's text may hold, as escapes."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n " else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def write(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import pagedlab
 from pagedlab.course.grading import codec, wire
+from pagedlab.course.grading.isolation import hide_memory
 from pagedlab.course.grading.limits import Limits
 from pagedlab.course.questions import Question
 from pagedlab.errors import CourseError
@@ -27,6 +29,8 @@ DRIVERS = "pagedlab.course.drivers"
 START = "import sys; sys.path.append(sys.argv.pop(1)); from pagedlab.course.grading.zygote import main; main()"
 KEPT = ("HOME", "PATH", "PAGEDLAB_HOME", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 """What a server may need to find the default model; a trial sees none of it."""
+SILENCE = 60.0
+"""Seconds beyond a trial's time that its supervisor may be silent."""
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -62,8 +66,14 @@ class Server:
         self.use_namespaces = use_namespaces
         self.hidden = [*hidden, *places_of_answers()]
         self.missing: list[str] = []
+        self.starting = threading.Lock()
+        self.is_closed = False
 
     def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pagedlab-grade-"))
         (self.folder / "work").mkdir()
         self.folder.chmod(0o711)
@@ -90,22 +100,28 @@ class Server:
             hello = wire.receive(self.control)
         except EOFError:
             said = self.process.stderr.read().decode(errors="replace").strip() if self.process.stderr else ""
-            self.close()
+            self.end()
             raise CourseError(f"The server of trials did not start: {said.splitlines()[-1] if said else '?'}") from None
         except BaseException:
-            self.close()
+            self.end()
             raise
         if "failed" in hello:
-            self.close()
+            self.end()
             raise CourseError(f"The server of trials did not start: {hello['failed']}")
         self.missing = hello["missing"]
-        return self
+        if self.missing:
+            hide_memory()  # what is expected is in this process
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the server; its supervisors and trials die with it."""
+        """End the server; its supervisors and trials die with it, and nothing starts any more."""
+        with self.starting:
+            self.is_closed = True
+            self.end()
+
+    def end(self) -> None:
         self.control.close()
         self.process.kill()
         self.process.wait()
@@ -131,21 +147,34 @@ class Server:
             "allowed": list(question.allowed),
             "limits": asdict(Limits(seconds=question.seconds)),
         }
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                socket.send_fds(self.control, [b"j"], [theirs.fileno()])
-            try:
-                wire.send(ours, job)
-                report = wire.receive(ours)
-            except (EOFError, OSError):
-                return Outcome("its supervisor was ended", [], 0.0)
+        # Where processes are not kept apart, somebody else's answer may have ended the first try.
+        report = self.reported(job) or self.reported(job)
+        if report is None:
+            return Outcome("its supervisor was ended", [], 0.0)
         try:
             found = wire.frames(b64decode(report["raw"]), was_cut=report["ended"] != "done")
             frames = [checked(frame, token, len(arguments)) for frame in found]
         except ValueError:
             return Outcome("it wrote to the grader's own channel", [], report["seconds"])
         return Outcome(report["ended"], frames, report["seconds"])
+
+    def reported(self, job: dict[str, Any]) -> dict[str, Any] | None:
+        """What the supervisor of a job reports; None if it was ended, or is silent for a minute too long."""
+        with self.starting:
+            if self.is_closed:
+                return None
+            if self.process.poll() is not None:
+                self.end()
+                self.start()
+            control = self.control
+        ours, theirs = socket.socketpair()
+        with ours, contextlib.suppress(EOFError, OSError):
+            ours.settimeout(Limits(**job["limits"]).wall_seconds + SILENCE)
+            with theirs:
+                socket.send_fds(control, [b"j"], [theirs.fileno()])
+            wire.send(ours, job)
+            return dict(wire.receive(ours))
+        return None
 
 
 def checked(frame: dict[str, Any], token: str, num_cases: int) -> dict[str, Any]:
@@ -159,8 +188,11 @@ def checked(frame: dict[str, Any], token: str, num_cases: int) -> dict[str, Any]
         except (codec.CodecError, TypeError):
             raise ValueError("not ours") from None
     if "raised" in frame:
-        kind, message = frame["raised"]
-        frame["raised"] = (str(kind)[:100], str(message)[:2_000])
+        match frame["raised"]:
+            case [str(kind), str(message)]:
+                frame["raised"] = (kind[:100], message[:2_000])
+            case _:
+                raise ValueError("not ours")
     return frame
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from pagedlab.errors import CourseError
 MAX_BYTES = 20 << 20
 MAX_SOURCE = 100_000
 """Characters of one answer."""
-ANSWER = re.compile(r"(ch\d\d)-q\d+-answer")
+ANSWER = re.compile(r"(ch[0-9]{2})-q[0-9]{1,3}-answer")
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Notebook:
 
     @property
     def chapter(self) -> str:
-        found = [match[1] for name in (*self.answers, *self.problems) if (match := ANSWER.fullmatch(name))]
-        return max(sorted(set(found)), key=found.count, default="")
+        found = Counter(match[1] for name in (*self.answers, *self.problems) if (match := ANSWER.fullmatch(name)))
+        return max(sorted(found), key=found.__getitem__, default="")
 
 
 @dataclass
@@ -56,6 +57,9 @@ class Learner:
             notebook = read_notebook(path)
         except CourseError as error:
             self.problems.append(f"{path.name} {error}")
+            return
+        except (OSError, MemoryError) as error:  # a disk that fails, JSON that grows: this file's problem alone
+            self.problems.append(f"{path.name} cannot be read ({type(error).__name__}).")
             return
         if not notebook.chapter:
             self.problems.append(f"{path.name} has no answer cell: answers are found by the ids of their cells.")

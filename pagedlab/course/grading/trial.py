@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import builtins
 import contextlib
 import importlib
+import inspect
 import json
 import linecache
 import os
 import random
 import sys
+import types
 from typing import Any
 
 import numpy as np
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 
 from pagedlab.course.grading import codec, screen
 from pagedlab.course.grading.wire import write_frame
@@ -71,7 +75,7 @@ def prepared(job: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "get_ipython": NoMagic}
     module = type(sys)("__main__")
     module.__dict__.update(namespace)
     sys.modules["__main__"] = module
@@ -83,20 +87,37 @@ def prepared(job: dict[str, Any]) -> dict[str, Any]:
             screen.guard_imports(job["allowed"])
         # inspect.getsource finds it here; Triton's decorator needs that.
         linecache.cache[f"<{name}>"] = (len(source), None, source.splitlines(keepends=True), f"<{name}>")
-        exec(compile(source, f"<{name}>", "exec"), module.__dict__)
+        run_cell(compile(source, f"<{name}>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True), module.__dict__)
     return module.__dict__
 
 
+def run_cell(code: types.CodeType, namespace: dict[str, Any]) -> None:
+    """As a notebook does it: a cell may await."""
+    waits = eval(code, namespace)
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(waits)
+
+
+class NoMagic:
+    """In place of IPython's shell: what magics call is there, and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
+
+
 def without_magics(source: str) -> str:
-    """An answer that is Python only once lines such as `%timeit` and `!ls` are taken out, without them."""
+    """An answer that is no Python because of `%timeit`, `!ls` or `torch.topk?`, made Python as IPython does it."""
+    source = source.removeprefix("\ufeff")
     with contextlib.suppress(SyntaxError, ValueError):
         ast.parse(source)
         return source
-    lines = source.splitlines()
-    return "\n".join(
-        line[: len(line) - len(line.lstrip())] + "pass" if line.lstrip().startswith(("%", "!")) else line
-        for line in lines
-    )
+    lines = source.strip().splitlines()
+    while lines and (not lines[0].strip() or lines[0].startswith("%%")):  # %%time: its cell is run all the same
+        del lines[0]
+    try:
+        return TransformerManager().transform_cell("\n".join(lines))
+    except SyntaxError:  # in which compile() will say what is wrong
+        return source
 
 
 def described(error: BaseException) -> list[str]:

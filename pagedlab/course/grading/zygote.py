@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from base64 import b64encode
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,12 +25,22 @@ import psutil
 import torch
 
 import pagedlab.course
-from pagedlab.course.grading import isolation, limits, trial, wire
+from pagedlab.course.grading import isolation, limits, syscalls, trial, wire
 
+PACKAGE = Path(pagedlab.course.__file__).resolve().parents[1]
 WORKSPACE_MEGABYTES = 64
 POLL = 0.02
 """Seconds between looks at a trial."""
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "USER": "reader", "TRITON_INTERPRET": "1"}
+LOOK = 0.5
+"""Seconds between looks at what all of its processes hold."""
+MAX_FILES = 10_000
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "USER": "reader",
+    "MPLBACKEND": "Agg",
+    "TRITON_INTERPRET": "1",
+}
 
 
 def main() -> NoReturn:
@@ -41,7 +52,8 @@ def main() -> NoReturn:
     workspace = Path(plan["workspace"])
     try:
         load(plan["drivers"])
-        hidden = [Path(path) for path in plan["hidden"]]
+        # What the drivers need of pagedlab is loaded. The rest could give an answer away: every oracle is in it.
+        hidden = [Path(path) for path in (*plan["hidden"], PACKAGE)]
         shell = isolation.shut_off(hidden, needed_paths(), workspace, plan["use_namespaces"])
     except Exception as error:  # said to the grader, which says it to the user
         wire.send(control, {"failed": f"{type(error).__name__}: {error}"})
@@ -68,11 +80,9 @@ def load(drivers: list[str]) -> None:
 
 def needed_paths() -> list[Path]:
     """Directories that Python itself reads, as they are called and as what they lead to."""
-    package = Path(pagedlab.course.__file__).parents[1]
-    paths = [Path(path) for path in (sys.prefix, sys.base_prefix, *sys.path) if path] + [package]
-    # An editable install puts the whole repository on the path: of it, only the package is needed.
+    paths = [Path(path) for path in (sys.prefix, sys.base_prefix, *sys.path) if path]
     wanted = {found for path in paths if path.is_dir() for found in (path.absolute(), path.resolve())}
-    root = package.parent
+    root = PACKAGE.parent  # an editable install puts the whole repository on the path
     return sorted(wanted - {root} if (root / "pyproject.toml").is_file() else wanted)
 
 
@@ -112,7 +122,7 @@ def supervise(connection: socket.socket, workspace: Path, shell: isolation.Shell
         os.close(reading)
         enter(job, own, bounds, writing, shell)
     os.close(writing)
-    ended, raw = watch(child, reading, connection, bounds)
+    ended, raw = watch(child, reading, connection, bounds, None if shell.has_namespaces else own)
     if not shell.has_namespaces:
         end_descendants()
         shutil.rmtree(own, ignore_errors=True)
@@ -126,6 +136,8 @@ def enter(
     """Become the trial: first all bounds, then the answer."""
     try:
         os.setsid()
+        isolation.be_ended_first()
+        mapped = limits.address_space()
         if shell.has_namespaces:
             isolation.own_workspace(workspace, WORKSPACE_MEGABYTES)
         os.chdir(workspace)
@@ -139,7 +151,9 @@ def enter(
         os.environ.update(HOME=str(workspace), TMPDIR=str(workspace))
         isolation.drop_privileges(shell.may_change_user)
         isolation.die_with_parent(signal.SIGKILL)
-        limits.apply(bounds)
+        limits.apply(bounds, mapped)
+        if shell.has_filter:
+            syscalls.restrict(only_itself=0 if shell.has_namespaces else os.getpid())
     except BaseException:
         os._exit(FAILED_TO_ENTER)
     try:
@@ -152,11 +166,18 @@ FAILED_TO_ENTER = 97
 """Exit status of a trial whose bounds could not be set; the answer did not run."""
 
 
-def watch(child: int, reading: int, connection: socket.socket, bounds: limits.Limits) -> tuple[str, bytes]:
-    """Collect what a trial writes until it ends or must end. Returns how it ended, in words, and the bytes."""
+def watch(
+    child: int, reading: int, connection: socket.socket, bounds: limits.Limits, folder: Path | None
+) -> tuple[str, bytes]:
+    """Collect what a trial writes until it ends or must end. Returns how it ended, in words, and the bytes.
+
+    Args:
+        folder: where it writes files that nothing else bounds in sum
+    """
     parts: list[bytes] = []
     size = 0
-    deadline = time.monotonic() + bounds.wall_seconds
+    start = time.monotonic()
+    next_look = start + LOOK
     ended = ""
     is_open = True
     while not ended:
@@ -173,10 +194,42 @@ def watch(child: int, reading: int, connection: socket.socket, bounds: limits.Li
             ended = "the grader is gone"
         elif size > bounds.result_bytes:
             ended = f"it sent back more than {bounds.result_bytes >> 20} MiB"
-        elif time.monotonic() > deadline:
+        elif time.monotonic() > start + bounds.wall_seconds:
             ended = f"stopped after {bounds.wall_seconds:g} s"
+        elif time.monotonic() > next_look:
+            ended = excess(child, bounds, folder)
+            next_look = time.monotonic() + LOOK
     kill(child)
     return ended, b"".join(parts)
+
+
+def excess(child: int, bounds: limits.Limits, folder: Path | None) -> str:
+    """What its processes together have too much of, in words, or "". Each one alone is bounded already."""
+    with contextlib.suppress(psutil.Error):
+        processes = processes_of_trial()
+        if len(processes) > 1 and sum(map(memory_of, processes)) > 2 * bounds.memory:
+            return f"its {len(processes)} processes held more than {2 * bounds.memory >> 30} GiB"
+    sizes = islice((path.lstat().st_size for path in folder.rglob("*")), MAX_FILES) if folder else ()
+    with contextlib.suppress(OSError):
+        held = list(sizes)
+        if len(held) == MAX_FILES or sum(held) > WORKSPACE_MEGABYTES << 20:
+            return f"its files held more than {WORKSPACE_MEGABYTES} MiB, or were more than {MAX_FILES:,}"
+    return ""
+
+
+def processes_of_trial() -> list[psutil.Process]:
+    """Its /proc replaces this process's own, which is not listed there: then all that is listed is the trial's."""
+    if not Path("/proc/self").exists() and sys.platform.startswith("linux"):
+        return list(psutil.process_iter())
+    return psutil.Process().children(recursive=True)
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes: its share of what it shares, where that can be known."""
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.Error, AttributeError):  # AttributeError: not on Linux
+        return 0
 
 
 def finished(child: int) -> int | None:
