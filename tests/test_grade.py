@@ -280,8 +280,8 @@ def test_the_grader_gives_the_points_that_check_gives() -> None:
             cells, answers = master_cells(question.chapter), bank(question)
             sheet = sheet_of(question, cells)
             sample = [cells[cell_id(question, "answer")], answers.right[0][1], answers.wrong[-1][1]]
-            sample = [textwrap.dedent(source) for source in sample]
             sample = [textwrap.dedent(source) for source in sample]  # as IPython does it
+            for number, source in enumerate(sample if question.seconds <= 20 else sample[:1]):
                 outcome = server.try_answer(question, [*sheet.before, ("answer", source)], sheet.arguments)
                 grade = compared(sheet, outcome)
                 if question.chapter in INTERPRETED:  # cannot be tried in this process

@@ -17,6 +17,9 @@ NOT_ANSWERED = "not answered yet"
 MAX_SHOWN = 2_000
 """Characters of a result."""
 
+MAX_TIMES, MAX_MORE = 10, 10_000
+"""How many values more than the right result a wrong one may have, and still be shown and explained."""
+
 MISSING = object()
 """Stands for an answer that was not passed."""
 
@@ -81,6 +84,8 @@ def judge(question: Question, case: Case, got: Any) -> Result:
     """Compare what came back, made of plain values, with what must."""
     try:
         got = plain_value(got)
+        if (number := size(got)) > MAX_TIMES * size(plain_value(case.expected)) + MAX_MORE:
+            return Result(case, False, f"{number:,} values", "Those are far more values than were asked for.")
         shown = shortened(format_value(got))
         right = matches(got, plain_value(case.expected), question.tolerance, question.absolute)
     except (TypeError, ValueError, OverflowError):  # a set of texts and numbers, a number beyond all bounds
@@ -90,6 +95,15 @@ def judge(question: Question, case: Case, got: Any) -> Result:
     if got is None:
         return Result(case, False, "None", "Your function returns nothing: end it with `return`.")
     return Result(case, False, shown, explained(question, case, got))
+
+
+def size(value: Any) -> int:
+    """How many numbers and texts: a long text counts for its length, an empty list for one."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return 1 + sum(map(size, value))
+    return 1 + len(value) // MAX_SHOWN if isinstance(value, str) else 1
 
 
 def judge_error(question: Question, case: Case, kind: str, message: str) -> Result:
@@ -102,7 +116,7 @@ def judge_error(question: Question, case: Case, kind: str, message: str) -> Resu
 def explained(question: Question, case: Case, got: Any) -> str:
     """What the question says of a wrong result; nothing if the result is of a shape that it did not think of."""
     try:
-        return question.explain(case, got)
+        return shortened(question.explain(case, got))
     except Exception:
         return ""
 
