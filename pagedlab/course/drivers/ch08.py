@@ -80,7 +80,7 @@ def run_merge(kernel: Any, parts: Tensor, lse: Tensor) -> Tensor:
 def run_prefill(
     kernel: Any, query: Tensor, keys: Tensor, values: Tensor, table: list[int], context: int, tiles: int
 ) -> dict[str, Any]:
-    """A grid of heads by tiles of 16 rows, query [rows, heads, dim] -> the tiles' rows, and what lies behind them."""
+    """A grid of heads by tiles of 16 rows, query [rows, heads, dim] -> the tiles' rows, and what was not to be."""
     num_rows, heads, dim = query.shape
     _, block_size, kv_heads, _ = keys.shape
     out = guarded(torch.full_like(query, UNWRITTEN), UNWRITTEN)
@@ -89,4 +89,11 @@ def run_prefill(
     launch(kernel, (heads, tiles), out, *tensors, num_rows, context, dim**-0.5, *constants)
     wanted = min(16 * tiles, num_rows)
     after = out.as_strided((GUARD // 2,), (1,), out.storage_offset() + wanted * heads * dim)
-    return {"rows": out[:wanted], "numbers written past the last row": int((after != UNWRITTEN).sum())}
+    rows = out[:wanted]
+    return summary(rows, int((rows == UNWRITTEN).sum()), int((after != UNWRITTEN).sum()))
+
+
+def summary(rows: Tensor, missing: int = 0, beyond: int = 0) -> dict[str, Any]:
+    """Rows [rows, heads, dim], each as one number that no other order of its numbers has: short enough to be shown."""
+    weights = torch.arange(1, rows.shape[-1] + 1, dtype=rows.dtype)
+    return {"rows": rows @ weights, "numbers never stored": missing, "numbers stored past the last row": beyond}

@@ -10,7 +10,7 @@ import torch
 
 from pagedlab.basics import masks
 from pagedlab.basics.attention import attention
-from pagedlab.course.drivers.ch08 import run_decode, run_merge, run_prefill
+from pagedlab.course.drivers.ch08 import run_decode, run_merge, run_prefill, summary
 from pagedlab.course.questions.ch08_kernel_mistakes import decode_explained, prefill_explained
 from pagedlab.course.questions.ch08_mistakes import FLOOR_MISTAKES, SPLIT_MISTAKES, merge_explained
 from pagedlab.course.questions.mistakes import named
@@ -168,13 +168,13 @@ def prefill_case(
     key, value = (cache.view(80, kv_heads, 16)[slots[: context + wanted]] for cache in (keys, values))
     expected = attention(query[:wanted], key, value, masks.chunk(context, wanted))
     arguments = (query, keys, values, table, context, tiles)
-    return Case(name, arguments, {"rows": expected, "numbers written past the last row": 0})
+    return Case(name, arguments, summary(expected))
 
 
 def prefill_cases() -> Iterable[Case]:
     yield prefill_case("a prompt of one tile", [3], 0, 16)
     yield prefill_case("5 rows after 20 tokens", [2, 0], 20, 5)
-    yield prefill_case("37 rows after 11: three tiles", [4, 1, 3], 11, 37)
+    yield prefill_case("34 rows after 11: three tiles", [4, 1, 3], 11, 34)
     yield prefill_case("one row is a decode", [1, 2], 19, 1)
     yield prefill_case("four heads, two KV heads", [3, 1], 8, 18, heads=4, kv_heads=2)
     yield prefill_case("the first tile, later positions not written yet", [0, 4, 2], 7, 40, tiles=1)
@@ -288,7 +288,7 @@ QUESTIONS: tuple[Question, ...] = (
             "rows < num_rows.",
         ),
         explain=prefill_explained,
-        tolerance=1e-5,
+        tolerance=1e-4,
         absolute=True,
         drive=run_prefill,
         seconds=60.0,

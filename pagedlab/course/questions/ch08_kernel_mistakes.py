@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pagedlab.course.drivers.ch08 import UNWRITTEN
+from pagedlab.course.comparison import matches
+from pagedlab.course.display import plain_value
+from pagedlab.course.drivers.ch08 import UNWRITTEN, summary
 from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
+
+TOLERANCE = 2e-4
+"""Between the float32 of a kernel and the float64 of a mistake made on purpose."""
 
 # ---- one loop over the blocks, right or with faults ------------------------------------------------------------------
 
@@ -128,7 +133,7 @@ DECODE_MISTAKES = (
         kv_head=lambda head, heads, kv_heads: head % kv_heads,
     ),
 )
-known_decode = named(*DECODE_MISTAKES, tolerance=1e-4, absolute=True)
+known_decode = named(*DECODE_MISTAKES, tolerance=TOLERANCE, absolute=True)
 
 
 def decode_explained(case: Case, got: Any) -> str:
@@ -144,10 +149,8 @@ def decode_explained(case: Case, got: Any) -> str:
 
 def prefill_mistake(says: str, **options: Any) -> Mistake:
     def do(query: Tensor, keys: Tensor, values: Tensor, table: list[int], context: int, tiles: int) -> dict[str, Any]:
-        shift = options.get("shift", 0)
-        chosen = {name: value for name, value in options.items() if name != "shift"}
-        rows = attend(query, keys, values, table, context, **chosen)[: 16 * tiles]
-        return {"rows": rows.roll(shift, 0), "numbers written past the last row": 0}
+        rows = attend(query, keys, values, table, context, **options)[: 16 * tiles]
+        return summary(rows)
 
     return Mistake(says, do)
 
@@ -170,7 +173,7 @@ PREFILL_MISTAKES = (
     ),
     prefill_mistake("At the end the output must be divided by the sum.", divide=False),
 )
-known_prefill = named(*PREFILL_MISTAKES, tolerance=1e-4, absolute=True)
+known_prefill = named(*PREFILL_MISTAKES, tolerance=TOLERANCE, absolute=True)
 
 
 def without_context(case: Case) -> Tensor:
@@ -190,15 +193,10 @@ def prefill_explained(case: Case, got: Any) -> str:
                 "Positions after the tile's last row were loaded. End the loop, and the mask of its last block, there."
             )
         return NANS
-    if UNWRITTEN in numbers(got["rows"]):
+    if got["numbers never stored"]:
         return NOT_STORED
-    if got["numbers written past the last row"]:
+    if got["numbers stored past the last row"]:
         return "Rows at or after num_rows were stored, over whatever lies behind: mask the store."
-    if close(got["rows"], without_context(case)):
+    if matches(got["rows"], plain_value(summary(without_context(case))["rows"]), TOLERANCE, absolute=True):
         return "Row r stands at position context + r, not at r: the context comes before it."
     return known_prefill(case, got)
-
-
-def close(got: Any, expected: Tensor) -> bool:
-    found = torch.tensor(got, dtype=torch.float64)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=1e-4)
