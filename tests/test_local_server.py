@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -62,6 +63,18 @@ def test_it_serves_with_a_key_that_is_on_no_command_line_and_logs_the_three_laye
     assert start[4][0] == "interfaces" and start[4][1].startswith("serving ")
     mine = sorted((line for line in lines if line["request_id"] == request_id), key=lambda line: line["time"])
     assert [line["message"] for line in mine if "event" in line][:3] == ["admit", "parse", "add_request"]
+
+
+def test_stop_lets_a_running_stream_finish(model: Path) -> None:
+    with LocalServer(model=model, num_blocks=256) as server:
+        body = json.dumps({"prompt": [5] * 40, "max_tokens": 300, "ignore_eos": True, "stream": True}).encode()
+        request = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer, ThreadPoolExecutor(1) as pool:
+            answer.readline()
+            status = pool.submit(server.stop)
+            text = answer.read()
+        assert status.result() == 0
+    assert text.rstrip().endswith(b"data: [DONE]") and text.count(b'"finish_reason":"length"') == 1
 
 
 def test_stop_twice_and_start_again(model: Path) -> None:
