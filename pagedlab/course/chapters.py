@@ -65,7 +65,7 @@ CHAPTERS = (
     Chapter(
         "05_virtual_memory",
         "Virtual memory",
-        "How did operating systems solve this, fifty years ago?",
+        "How did operating systems solve this, sixty years ago?",
         ("simulate/virtual_memory.py", "model_authoring/block_pool.py"),
     ),
     Chapter(
