@@ -213,9 +213,14 @@ def build_engine(job: Job, parts: dict[str, Any], watch: Watch) -> LLMEngine:
 
 
 def prepare() -> None:
-    """Load what the runs share, once, before a grader forks. Starts no thread that a fork would lose."""
+    """Load what the runs share, once, before a grader forks. Starts no thread that a fork would lose.
+
+    A run on the engine's own parts, for no result: it imports what the engine imports late, and no answer may.
+    """
     with one_thread():
-        models("tiny")
+        for n in (1, 2):
+            job = Job("tiny", {"A": [1, 2, 3]}, 2, num_blocks=9, block_size=4, token_budget=8, max_num_seqs=2, n=n)
+            run_job(job, {}, Watch())
         models("smollm2")
         vocabulary()
 

@@ -115,6 +115,7 @@ def supervise(connection: socket.socket, workspace: Path, shell: isolation.Shell
         own.mkdir(parents=True)
         own.chmod(0o1777)
         isolation.become_reaper()
+    inherited = own_memory(psutil.Process())
     reading, writing = os.pipe()
     start = time.monotonic()
     child = os.fork()
@@ -122,7 +123,7 @@ def supervise(connection: socket.socket, workspace: Path, shell: isolation.Shell
         os.close(reading)
         enter(job, own, bounds, writing, shell)
     os.close(writing)
-    ended, raw = watch(child, reading, connection, bounds, None if shell.has_namespaces else own)
+    ended, raw = watch(child, reading, connection, bounds, inherited, None if shell.has_namespaces else own)
     if not shell.has_namespaces:
         end_descendants()
         shutil.rmtree(own, ignore_errors=True)
@@ -167,11 +168,12 @@ FAILED_TO_ENTER = 97
 
 
 def watch(
-    child: int, reading: int, connection: socket.socket, bounds: limits.Limits, folder: Path | None
+    child: int, reading: int, connection: socket.socket, bounds: limits.Limits, inherited: int, folder: Path | None
 ) -> tuple[str, bytes]:
     """Collect what a trial writes until it ends or must end. Returns how it ended, in words, and the bytes.
 
     Args:
+        inherited: bytes of memory that each of its processes had to begin with
         folder: where it writes files that nothing else bounds in sum
     """
     parts: list[bytes] = []
@@ -197,22 +199,24 @@ def watch(
         elif time.monotonic() > start + bounds.wall_seconds:
             ended = f"stopped after {bounds.wall_seconds:g} s"
         elif time.monotonic() > next_look:
-            ended = excess(child, bounds, folder)
+            ended = excess(bounds, inherited, folder)
             next_look = time.monotonic() + LOOK
     kill(child)
     return ended, b"".join(parts)
 
 
-def excess(child: int, bounds: limits.Limits, folder: Path | None) -> str:
+def excess(bounds: limits.Limits, inherited: int, folder: Path | None) -> str:
     """What its processes together have too much of, in words, or "". Each one alone is bounded already."""
     with contextlib.suppress(psutil.Error):
         processes = processes_of_trial()
-        if len(processes) > 1 and sum(map(memory_of, processes)) > 2 * bounds.memory:
+        held = sum(max(0, own_memory(process) - inherited) for process in processes)
+        if len(processes) > 1 and held > 2 * bounds.memory:
             return f"its {len(processes)} processes held more than {2 * bounds.memory >> 30} GiB"
-    sizes = islice((path.lstat().st_size for path in folder.rglob("*")), MAX_FILES) if folder else ()
+    if folder is None:
+        return ""
     with contextlib.suppress(OSError):
-        held = list(sizes)
-        if len(held) == MAX_FILES or sum(held) > WORKSPACE_MEGABYTES << 20:
+        sizes = [path.lstat().st_size for path in islice(folder.rglob("*"), MAX_FILES)]
+        if len(sizes) == MAX_FILES or sum(sizes) > WORKSPACE_MEGABYTES << 20:
             return f"its files held more than {WORKSPACE_MEGABYTES} MiB, or were more than {MAX_FILES:,}"
     return ""
 
@@ -224,12 +228,13 @@ def processes_of_trial() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def memory_of(process: psutil.Process) -> int:
-    """Bytes: its share of what it shares, where that can be known."""
+def own_memory(process: psutil.Process) -> int:
+    """Bytes that stand in no file. What it shares with the process that it was forked from is among them."""
     try:
-        return int(process.memory_full_info().pss)
-    except (psutil.Error, AttributeError):  # AttributeError: not on Linux
+        memory = process.memory_info()
+    except psutil.Error:  # it has ended
         return 0
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def finished(child: int) -> int | None:
