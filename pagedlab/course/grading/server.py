@@ -74,12 +74,13 @@ class Server:
         return self
 
     def start(self) -> None:
+        drivers = sorted({drive_of(question)[0] for question in self.questions})
         self.folder = Path(tempfile.mkdtemp(prefix="pagedlab-grade-"))
         (self.folder / "work").mkdir()
         self.folder.chmod(0o711)
         self.control, theirs = socket.socketpair()
         plan = {
-            "drivers": sorted({drive_of(question)[0] for question in self.questions}),
+            "drivers": drivers,
             "hidden": [str(path.absolute()) for path in self.hidden],
             "workspace": str(self.folder / "work"),
             "use_namespaces": self.use_namespaces,
