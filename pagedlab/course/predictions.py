@@ -102,7 +102,9 @@ def show_field(prediction: Prediction) -> None:
 
     style = {"description_width": "initial"}
     if prediction.choices:
-        field = ipywidgets.ToggleButtons(options=prediction.choices, value=prediction.guess)
+        field = ipywidgets.ToggleButtons(
+            options=prediction.choices, value=prediction.guess, style={"button_width": "auto"}
+        )
     else:
         field = ipywidgets.Text(
             value="" if prediction.guess is None else f"{prediction.guess:g}",
