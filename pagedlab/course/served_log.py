@@ -47,7 +47,7 @@ class ServedLog:
 
 def trace_one_request(content: str = "Hello!", max_tokens: int = 8) -> tuple[list[str], str]:
     """Serve the default model, ask it once, and end: the lines of the log, and the request's id."""
-    with LocalServer(log_level="debug", num_blocks=256) as server:
+    with LocalServer(log_level="debug", num_blocks=256, variables={"OMP_NUM_THREADS": "1"}) as server:
         answer = ask(server.url, {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens})
     return [json.dumps(line) for line in server.log()], answer["id"]
 
