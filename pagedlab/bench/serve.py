@@ -224,6 +224,8 @@ class Benchmark:
                 result["peer_missing"] = f"transformers serve failed its warm-up: {failed[0]}"
                 print(f"Without a peer: {result['peer_missing']}")
                 peer.stop()
+            else:
+                peer.pause()
         if not self.arguments.no_offline:
             self._offline(self.warm_up_jobs)
 
@@ -248,7 +250,9 @@ class Benchmark:
         """The peer's output tokens a second; a peer that fails is left out from then on, and said to be."""
         bodies = [transformers_body(job, str(self.model_path)) for job in self.jobs]
         limits = (self.arguments.max_concurrency, self.arguments.request_timeout)
+        peer.resume()
         answers, seconds = asyncio.run(send_all(peer.address, bodies, arrivals, *limits))
+        peer.pause()
         check_counts(self.jobs, answers, self.extra_prompt_tokens)
         failed = [answer.error for answer in answers if answer.error]
         if failed:

@@ -103,11 +103,24 @@ class ServerProcess:
             return None
         if process.poll() is None:
             process.terminate()
+            self.resume()  # a paused process does not see the signal
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # the session is its own: nobody else is in the group
         return process.wait()
+
+    def pause(self) -> None:
+        """Stop it in its tracks while others are measured: an idle server may poll, and take a core with it."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
 
     def tail(self) -> str:
         """Its last words."""

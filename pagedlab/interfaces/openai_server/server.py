@@ -160,4 +160,7 @@ def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
         print(f"pagedlab: cannot listen on {settings.host}:{settings.port}: see above.", file=sys.stderr)
         return 1
     logging.shutdown()
+    if server.serving.engine.is_alive:
+        # A second signal: nobody waited for the engine, and Python's orderly end would abort under its thread.
+        os._exit(server.exit_status)
     return server.exit_status
