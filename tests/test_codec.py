@@ -88,7 +88,6 @@ class Claims(int):
         *(np.array([object()]), np.array(["x"]), np.zeros(1, dtype=[("a", "i4")])),
         *(torch.ones(2).to_sparse(), torch.ones(1, dtype=torch.complex64), torch.ones(1, device="meta")),
     ],
-    ids=repr,
 )
 def test_other_objects_are_refused_by_their_type(value: Any) -> None:
     with pytest.raises(codec.CodecError, match=r"^returned a"):
