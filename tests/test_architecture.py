@@ -81,6 +81,6 @@ def test_no_file_reads_pickles_or_runs_remote_code() -> None:
     """safetensors only: a pickle in a checkpoint could run anything. Readers' answers run in one place, isolated."""
     for path in PACKAGE.rglob("*.py"):
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        allowed = {"exec"} if path.relative_to(PACKAGE) == Path("course/grading/trial.py") else set()
+        allowed = {"eval"} if path.relative_to(PACKAGE) == Path("course/grading/trial.py") else set()
         assert not calls & {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"} - allowed, path
         assert "trust_remote_code=True" not in path.read_text(), path
