@@ -143,7 +143,7 @@ FAILS: dict[str, tuple[str, str]] = {
     "_exit 3": (inside("os._exit(3)"), "ended the process with status 3"),
     "_exit 0": (inside("os._exit(0)"), "ended before it came to this case"),
     "abort": (inside("os.abort()"), "the process was ended by SIG"),
-    "memory": (inside("kept = []\nwhile True: kept.append(bytearray(1 << 26))"), "MemoryError"),
+    "memory": (inside("kept = []\nwhile True: kept.append(bytes(1 << 26))"), "MemoryError"),
     "memory of torch": (inside("import torch\ntorch.ones(1 << 40)"), "RuntimeError"),
     "forks": (inside("while True: os.fork()"), ""),
     "forks that go on": (inside(FORKS_FOR_EVER), ""),
