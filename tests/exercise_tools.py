@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -15,8 +16,9 @@ from answers import Answers
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pagedlab.course import exercises, notebooks, questions
+from pagedlab.course.exercises import Result
 from pagedlab.course.masters import BEGIN, END, cell_id
-from pagedlab.course.questions import Question
+from pagedlab.course.questions import Case, Question
 
 REPOSITORY = Path(__file__).parent.parent
 MASTERS = sorted((REPOSITORY / "solutions").glob("*.ipynb"))
@@ -56,10 +58,19 @@ def run_cell(source: str, namespace: dict[str, Any]) -> None:
     exec(compile(source, name, "exec"), namespace)
 
 
-def tried(identifier: str, source: str, until: str | None = None) -> tuple[int, str]:
+def tried(
+    identifier: str,
+    source: str,
+    until: str | None = None,
+    cases: Sequence[Case] | None = None,
+    results: list[Result] | None = None,
+) -> tuple[int, str]:
     """Points of an answer cell, run behind the master's setup and given cells; and all that a reader is told.
 
-    Once the reader is told `until`, the other cases are left out.
+    Args:
+        until: once the reader is told this, the other cases are left out
+        cases: instead of those of the question
+        results: a list to which each case's is added
     """
     question = with_cases(identifier)
     cells = master_cells(question.chapter)
@@ -70,8 +81,8 @@ def tried(identifier: str, source: str, until: str | None = None) -> tuple[int, 
         run_cell(source, namespace)
     except Exception as error:  # in the notebook the cell fails, and nothing is checked
         return 0, f"{type(error).__name__}: {error}"
-    results = []
-    for case in question.cases():
+    results = [] if results is None else results
+    for case in question.cases() if cases is None else cases:
         results.append(exercises.run_case(question, case, namespace.get(question.answer, ...)))
         if until and not results[-1].passed and until in f"{results[-1].got} {results[-1].note}":
             break

@@ -172,6 +172,10 @@ FAILS: dict[str, tuple[str, str]] = {
 """No points, and why."""
 
 FAKES: dict[str, tuple[str, str]] = {
+    "a table of what check shows": (
+        "def blocks_needed(n):\n    return {1: 1, 15: 1, 16: 1, 17: 2, 32: 2, 100: 7}.get(n, 0)",
+        "only in 0 of 5 others of the same kind",
+    ),
     "object": (equal_to_all("object", ""), "an object of type Yes"),
     "int": (equal_to_all("int", "7"), "an object of type Yes"),
     "str": (equal_to_all("str", "'7'"), "an object of type Yes"),

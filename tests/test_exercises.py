@@ -79,7 +79,8 @@ def test_wrong_answers_are_told_which_mistake_it_is(identifier: str) -> None:
 def test_the_same_holds_for_triton_kernels() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", __file__, "-n", "0", "-q", "-k", "answers or solution"]
+    files = [__file__, str(Path(__file__).with_name("test_fresh_cases.py"))]
+    command = [sys.executable, "-m", "pytest", *files, "-n", "0", "-q", "-k", "answers or solution or fresh"]
     run = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stdout[-3000:]
 

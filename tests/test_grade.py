@@ -184,7 +184,7 @@ def test_limits_alone_still_hold_and_it_is_said_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    sheet = sheet_of(QUICK, {cell.id: cell.source for cell in small_master().cells})
+    sheet = sheet_of(QUICK, {cell.id: cell.source for cell in small_master().cells}, seed=1)
     with Server([QUICK], use_namespaces=False) as server:
         assert server.missing[0] == "files, sight of other processes (not asked for)"
 
@@ -279,7 +279,7 @@ def test_the_grader_gives_the_points_that_check_gives() -> None:
     with Server(ASKED) as server:
         for question in ASKED:
             cells, answers = master_cells(question.chapter), bank(question)
-            sheet = sheet_of(question, cells)
+            sheet = sheet_of(question, cells, seed=1)
             sample = [cells[cell_id(question, "answer")], answers.right[0][1], answers.wrong[-1][1]]
             sample = [textwrap.dedent(source) for source in sample]  # as IPython does it
             for number, source in enumerate(sample if question.seconds <= 20 else sample[:1]):

@@ -39,6 +39,9 @@ def add_course_commands(command: Callable[..., argparse.ArgumentParser]) -> None
     grade.add_argument("-o", "--output", default="grades.csv", help="the table (default grades.csv); .json beside it")
     grade.add_argument("--chapter", type=int, metavar="NN", help="only this one; left out: all that were handed in")
     grade.add_argument("--jobs", type=int, metavar="N", help="answers at a time; left out: the number of cores")
+    grade.add_argument(
+        "--seed", type=int, metavar="N", help="draws the cases that check does not show; left out: random"
+    )
     grade.add_argument("--solutions", default="solutions", metavar="DIR", help="folder of the masters (solutions)")
 
 
@@ -59,4 +62,4 @@ def run_grade(arguments: argparse.Namespace) -> int:
 
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     chapter = None if arguments.chapter is None else f"ch{arguments.chapter:02d}"
-    return grade_command(arguments.submissions, arguments.output, chapter, jobs, arguments.solutions)
+    return grade_command(arguments.submissions, arguments.output, chapter, jobs, arguments.solutions, arguments.seed)

@@ -12,7 +12,9 @@ class Answers:
     Attributes:
         right: (what is different about it, source)
         wrong: (the mistake, source, what the message to the reader must contain)
+        remembers: names of wrong answers that know nothing but cases that check shows: the grader takes their points
     """
 
     right: list[tuple[str, str]]
     wrong: list[tuple[str, str, str]]
+    remembers: frozenset[str] = frozenset()

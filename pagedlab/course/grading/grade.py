@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +24,9 @@ from pagedlab.course.masters import cell_id, master_problems, stubbed
 from pagedlab.course.questions import Case, Question, of_chapter
 from pagedlab.errors import CourseError
 
+SAVE_SECONDS = 10.0
+"""How often what was graded until now is written; less often where writing takes long."""
+
 
 @dataclass
 class Grade:
@@ -29,21 +35,24 @@ class Grade:
     Attributes:
         points: of the question's
         reason: why there are none, if that has nothing to do with the cases
-        results: case by case
+        results: case by case, of those that check shows
+        fresh: of those that were drawn for this run
     """
 
     question: Question
     points: int = 0
     reason: str = ""
     results: list[Result] = field(default_factory=list)
+    fresh: list[Result] = field(default_factory=list)
 
 
 @dataclass
 class Book:
-    """All grades of a run, as far as it has come: grades[learner][question id]."""
+    """All grades of a run, as far as it has come: grades[learner][question id]. The seed drew its fresh cases."""
 
     questions: list[Question]
     learners: list[Learner]
+    seed: int
     grades: dict[str, dict[str, Grade]] = field(default_factory=dict)
     not_isolated: list[str] = field(default_factory=list)
 
@@ -56,31 +65,53 @@ class Book:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A question as it is put to everybody: its cases, what each is called with, and the master's cells around it."""
+    """A question as it is put to everybody: its cases, what each is called with, and the master's cells around it.
+
+    Attributes:
+        cases: those that check shows, then fresh ones
+        num_shown: how many check shows
+        arguments: of each case, as codec.dumps writes them
+        before: (name, source) of the cells before the answer
+        stub: the answer cell as it was handed out
+    """
 
     question: Question
     cases: list[Case]
+    num_shown: int
     arguments: list[str]
     before: list[tuple[str, str]]
     stub: str
 
 
-def grade_command(submissions: str, output: str, chapter: str | None, jobs: int, solutions: str) -> int:
-    """Grade a folder; 0 unless it cannot be read, 130 after Ctrl-C, when what was graded is written all the same."""
+def grade_command(
+    submissions: str, output: str, chapter: str | None, jobs: int, solutions: str, seed: int | None = None
+) -> int:
+    """Grade a folder; 0 unless it cannot be read, 130 after Ctrl-C. What was graded is written as it comes."""
     table = Path(output)
     if table.suffix != ".csv":
         raise CourseError(f"The results are a table: name a file that ends in .csv, not {output}.")
     if jobs < 1:
         raise CourseError(f"--jobs must be 1 or more, not {jobs}.")
-    book, interrupted = grade_folder(Path(submissions), Path(solutions), chapter, jobs, hidden=[table.parent])
-    report.write_csv(book, table)
-    report.write_json(book, table.with_suffix(".json"))
+
+    def save(book: Book) -> None:
+        report.write_csv(book, table)
+        report.write_json(book, table.with_suffix(".json"))
+
+    hidden = [table.parent]
+    book, interrupted = grade_folder(Path(submissions), Path(solutions), chapter, jobs, hidden, seed, save)
+    save(book)
     print(f"{len(book.learners)} learners, {len(book.questions)} questions: {table}, {table.with_suffix('.json')}")
     return 130 if interrupted else 0
 
 
 def grade_folder(
-    folder: Path, solutions: Path, chapter: str | None = None, jobs: int = 1, hidden: Sequence[Path] = ()
+    folder: Path,
+    solutions: Path,
+    chapter: str | None = None,
+    jobs: int = 1,
+    hidden: Sequence[Path] = (),
+    seed: int | None = None,
+    save: Callable[[Book], None] = lambda book: None,
 ) -> tuple[Book, bool]:
     """Grade what is in a folder. Returns the grades, and whether Ctrl-C came in between.
 
@@ -90,6 +121,8 @@ def grade_folder(
         chapter: "ch03": only this one; else all that were handed in
         jobs: trials at a time
         hidden: directories that no answer may read, besides these two
+        seed: of the fresh cases, the same ones for everybody; None draws it
+        save: called now and then with what was graded until now
 
     Raises:
         CourseError: a folder cannot be read, or a master is not in order.
@@ -98,13 +131,14 @@ def grade_folder(
     for name in ignored:
         print(f"{report.printable(name)} is no notebook (.ipynb): ignored.", file=sys.stderr)
     chapters = [chapter] if chapter else known_chapters(learners, solutions)
-    sheets = {name: sheets_of(name, solutions) for name in chapters}
-    book = Book([sheet.question for name in chapters for sheet in sheets[name]], learners)
+    seed = secrets.randbits(32) if seed is None else seed
+    sheets = {name: sheets_of(name, solutions, seed) for name in chapters}
+    book = Book([sheet.question for name in chapters for sheet in sheets[name]], learners, seed)
     jobs_in_all = sum(len(sheets[name]) for name in chapters) * len(learners)
     try:
         with tqdm(total=jobs_in_all, unit="answer", disable=None, leave=False) as bar:
             for name in chapters:
-                grade_chapter(book, sheets[name], jobs, [*hidden, folder, solutions], bar)
+                grade_chapter(book, sheets[name], jobs, [*hidden, folder, solutions], bar, save)
     except KeyboardInterrupt:
         print("Stopped: what was graded until now is written.", file=sys.stderr)
         return book, True
@@ -128,8 +162,8 @@ def master_of(chapter: str, solutions: Path) -> Path | None:
     return next((path for path in paths if chapter_of(path) == chapter), None)
 
 
-def sheets_of(chapter: str, solutions: Path) -> list[Sheet]:
-    """The questions of a chapter with their master's cells.
+def sheets_of(chapter: str, solutions: Path, seed: int) -> list[Sheet]:
+    """The questions of a chapter with their master's cells, and with the fresh cases of a seed.
 
     Raises:
         CourseError: there is no such chapter or master, or the master is not in order.
@@ -142,19 +176,33 @@ def sheets_of(chapter: str, solutions: Path) -> list[Sheet]:
     for problem in master_problems(master, chapter, questions):
         raise CourseError(f"{path}: {problem}")
     cells = {cell.id: cell.source for cell in master.cells}
-    return [sheet_of(question, cells) for question in questions]
+    return [sheet_of(question, cells, seed) for question in questions]
 
 
-def sheet_of(question: Question, cells: dict[str, str]) -> Sheet:
-    cases = list(question.cases())
+def sheet_of(question: Question, cells: dict[str, str], seed: int) -> Sheet:
+    shown = list(question.cases())
+    cases = [*shown, *fresh_cases(question, seed)]
     before = [("setup", cells[f"{question.chapter}-setup"])]
     if (given := cells.get(cell_id(question, "given"))) is not None:
         before.append(("given", given))
     stub = stubbed(cells[cell_id(question, "answer")], question.answer)
-    return Sheet(question, cases, [codec.dumps(case.arguments) for case in cases], before, stub)
+    return Sheet(question, cases, len(shown), [codec.dumps(case.arguments) for case in cases], before, stub)
 
 
-def grade_chapter(book: Book, sheets: Sequence[Sheet], jobs: int, hidden: Sequence[Path], bar: Any) -> None:
+def fresh_cases(question: Question, seed: int) -> list[Case]:
+    """The cases that a seed draws for a question; each question has its own."""
+    return list(question.fresh(Random(f"{seed} {question.id}"))) if question.fresh else []
+
+
+def grade_chapter(
+    book: Book,
+    sheets: Sequence[Sheet],
+    jobs: int,
+    hidden: Sequence[Path],
+    bar: Any,
+    save: Callable[[Book], None] = lambda book: None,
+) -> None:
+    next_save = time.monotonic() + SAVE_SECONDS
     with Server([sheet.question for sheet in sheets], hidden) as server:
         if server.missing and not book.not_isolated:
             book.not_isolated = server.missing
@@ -164,6 +212,10 @@ def grade_chapter(book: Book, sheets: Sequence[Sheet], jobs: int, hidden: Sequen
             for learner, grade in graded(server, book.learners, sheets, pool, jobs):
                 book.put(learner, grade)
                 bar.update()
+                if (now := time.monotonic()) > next_save:
+                    save(book)
+                    took = time.monotonic() - now
+                    next_save = now + max(SAVE_SECONDS, 20 * took)
         finally:
             # Ends what still runs, which sets the threads free.
             server.close()
@@ -217,12 +269,32 @@ def compared(sheet: Sheet, outcome: Outcome) -> Grade:
     results = [
         result_of(question, case, by_case.get(n), by_case.get(-1), outcome) for n, case in enumerate(sheet.cases)
     ]
-    grade = Grade(question, earned(question, results), "", results)
+    shown, fresh = results[: sheet.num_shown], results[sheet.num_shown :]
+    grade = Grade(question, *points_of(question, shown, fresh), shown, fresh)
     if not any(result.passed for result in results):
         grade.reason = next((result.note or result.got for result in results), "")
     if outcome.ended != "done":
         grade.reason = sentence(outcome.ended)
     return grade
+
+
+def points_of(question: Question, shown: list[Result], fresh: list[Result]) -> tuple[int, str]:
+    """What check shows counts, unless the answer does far worse in fresh cases; then those count. With the reason.
+
+    Half as well is the bound: an honest answer, wrong in some kinds of cases, is wrong in about as many fresh ones.
+    """
+    points = earned(question, shown)
+    if not points or not fresh or 2 * share(fresh) >= share(shown):
+        return points, ""
+    right = sum(result.passed for result in fresh)
+    return earned(question, fresh), (
+        f"Right in cases that check shows, but only in {right} of {len(fresh)} others of the same kind: "
+        "these were drawn when grading, and count."
+    )
+
+
+def share(results: list[Result]) -> float:
+    return sum(result.passed for result in results) / len(results)
 
 
 def result_of(

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagedlab.course.display import format_value
-from pagedlab.course.exercises import shortened
+from pagedlab.course.display import format_value, plain_value
+from pagedlab.course.exercises import Result, shortened
 
 if TYPE_CHECKING:
     from pagedlab.course.grading.grade import Book, Grade
@@ -48,22 +48,32 @@ def write_json(book: Book, path: Path) -> None:
             },
         }
     of = {question.id: question.points for question in book.questions}
-    content = {"points": of, "not isolated": book.not_isolated, "learners": learners}
+    content = {"points": of, "seed": book.seed, "not isolated": book.not_isolated, "learners": learners}
     write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def detail(grade: Grade) -> dict[str, Any]:
-    cases = [
-        {
-            "case": result.case.name,
-            "passed": result.passed,
-            "got": printable(result.got),
-            "expected": shortened(format_value(result.case.expected)),
-            "note": printable(result.note),
-        }
-        for result in grade.results
-    ]
-    return {"points": grade.points, "reason": printable(grade.reason), "cases": cases}
+    return {
+        "points": grade.points,
+        "reason": printable(grade.reason),
+        "cases": [told(result) for result in grade.results],
+        "fresh cases": [{**told(result), "arguments": arguments_of(result)} for result in grade.fresh],
+    }
+
+
+def arguments_of(result: Result) -> str:
+    """What a case that nobody has seen was called with."""
+    return shortened(json.dumps(plain_value(result.case.arguments), default=str))
+
+
+def told(result: Result) -> dict[str, Any]:
+    return {
+        "case": result.case.name,
+        "passed": result.passed,
+        "got": printable(result.got),
+        "expected": shortened(format_value(result.case.expected)),
+        "note": printable(result.note),
+    }
 
 
 def harmless(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 from pagedlab.course.questions.model import Case, Kind, Question
@@ -11,7 +12,17 @@ BLOCK_SIZE = 16
 
 
 def blocks_needed_cases() -> Iterable[Case]:
-    for num_tokens in (1, 15, 16, 17, 32, 100):
+    return texts(1, 15, 16, 17, 32, 100)
+
+
+def blocks_needed_fresh(draw: Random) -> Iterable[Case]:
+    """Below, at and above a multiple, as above."""
+    a, b, c, d, e = (BLOCK_SIZE * number for number in draw.sample(range(3, 5_000), 5))
+    return texts(a - 1, b, c + 1, d, e - draw.randrange(2, 15))
+
+
+def texts(*lengths: int) -> Iterable[Case]:
+    for num_tokens in lengths:
         blocks = 0
         while blocks * BLOCK_SIZE < num_tokens:
             blocks += 1
@@ -43,5 +54,6 @@ QUESTIONS: tuple[Question, ...] = (
             "Rounding up in whole numbers: (n + 15) // 16, or math.ceil(n / 16).",
         ),
         explain=blocks_needed_explained,
+        fresh=blocks_needed_fresh,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from random import Random
 from typing import Any
 
 from pagedlab.course.drivers import call
@@ -49,7 +50,9 @@ class Question:
         difficulty: 1 (a few minutes), 2 (needs thought), 3 (half an hour)
         points: for an answer that is right in all cases; fewer cases earn a share, rounded down
         answer: the name that the reader's cell defines
-        cases: makes the cases, when they are needed
+        cases: makes the cases, when they are needed; always the same, and `check` shows them
+        fresh: draws other cases of the same kinds, in about the same proportions. Only the grader tries them, so that
+            results which were written down instead of computed earn nothing; None where the answer is a value
         hints: three, from a nudge to nearly the answer
         explain: says which misunderstanding gives a wrong result (the text of an exception, if it raised), or ""
         tolerance: of numbers, relative, or absolute if `absolute` is set
@@ -71,6 +74,7 @@ class Question:
     tolerance: float = 0.0
     absolute: bool = False
     drive: Callable[..., Any] = call
+    fresh: Callable[[Random], Iterable[Case]] | None = None
     allowed: tuple[str, ...] = ()
     seconds: float = 20.0
 
