@@ -477,6 +477,16 @@ def test_the_course_names_chapters_in_order_and_files_that_exist() -> None:
     assert not set(files_beside_the_way()) & set(TOKEN_WAY)
 
 
+def test_the_readme_lists_the_chapters_that_are_there_and_counts_the_questions() -> None:
+    root = Path(course.__file__).parents[2]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    there = [chapter for chapter in CHAPTERS if (root / "chapters" / f"{chapter.name}.ipynb").exists()]
+    rows = [f"| [{c.number} {c.title}](chapters/{c.name}.ipynb) | {c.question} |" for c in there]
+    assert [line for line in readme.splitlines() if "](chapters/" in line] == rows
+    asked = [question for question in questions.QUESTIONS if question.chapter != "ch00"]
+    assert f"{len(asked)} questions in all" in readme
+
+
 def test_the_map_has_a_dot_for_each_file_that_a_chapter_explains() -> None:
     explains = {chapter.title: chapter.modules for chapter in CHAPTERS}
     figure = course_map(explains, TOKEN_WAY, files_beside_the_way(), highlight="Serving")
