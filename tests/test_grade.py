@@ -46,7 +46,7 @@ from pagedlab.course.questions import of_chapter
 from pagedlab.errors import CourseError
 from pagedlab.interfaces import cli
 
-QUICK = replace(questions.find("ch00.q1"), seconds=1.0)
+QUICK = replace(questions.find("ch00.q1"), seconds=2.0)
 """The question of chapter 00, with little patience."""
 NOT_UTF8 = (os.fsdecode(b"b\xffd"), os.fsdecode(b"b\xfed"))
 """Two names that must not become one."""
