@@ -360,7 +360,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
     ({"messages": [{"role": "robot", "content": "a"}]}, "role"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "this model reads text"),
     ({"messages": [{"role": "user", "content": "a"}] * 1025}, "1024"),
     ({"messages": CHAT, "top_logprobs": 2}, "logprobs"),
     ({"messages": CHAT, "logprobs": True, "top_logprobs": 21}, "20"),

@@ -105,12 +105,13 @@ def validation_error(errors: list[Mapping[str, Any]]) -> ApiError:
     location = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is no valid JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
+    if first["type"] == "no_such_option":
+        name = first["ctx"]["name"]
+        return ApiError(400, f"There is no option {name!r}: leave it out.", param=name)
     if first["type"] == "value_error" and not location:  # of the body as a whole: options that contradict each other
         return ApiError(400, str(first["msg"]).removeprefix("Value error, "))
     if not location:
         return ApiError(400, "The body must be a JSON object.")
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"There is no option {location[-1][:100]!r}: leave it out.", param=location[-1][:100])
     # Of a union, pydantic reports what is wrong under each of its forms.
     here = [one for one in errors if one["loc"][:2] == first["loc"][:2]]
     messages = dict.fromkeys(str(one["msg"]).removeprefix("Value error, ") for one in here)

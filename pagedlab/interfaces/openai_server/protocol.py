@@ -1,10 +1,15 @@
-"""What clients may send: OpenAI's request bodies with vLLM's additions. Every list and every number has a bound."""
+"""What clients may send: OpenAI's request bodies with vLLM's additions. Every list and every number has a bound.
+
+Nothing is looked at beyond its first mistake. A body of 3 MB has room for a million of them, and to describe each one
+would keep the event loop, and so every other client, waiting for half a minute.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pagedlab.sampling_params import MAX_LOGPROBS, MAX_SEED, RequestOutputKind, SamplingParams
 
@@ -26,16 +31,32 @@ def _is_unicode(text: str) -> str:
     return text
 
 
+def _printable(name: Any) -> str:
+    """The name of an option that a client made up, to be told back to it."""
+    return str(name)[:100].encode("utf-8", "replace").decode()
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """For dictionaries, whose entries pydantic reads before it counts them."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"there may be at most {count} entries, and {len(value)} came")
+        return value
+
+    return BeforeValidator(check)
+
+
 Text = Annotated[str, AfterValidator(_is_unicode)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS)]
+TokenIds = Annotated[list[TokenId], Field(max_length=MAX_TOKEN_IDS, fail_fast=True)]
 Name = Annotated[Text, Field(max_length=256)]
 StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 Prompts = (
     Text
     | TokenIds
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 )
 
 
@@ -43,6 +64,15 @@ class Body(BaseModel):
     """Strict: "5" is no number. Unknown options are refused: an option that is silently ignored misleads."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_option(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError("no_such_option", "There is no option {name}", {"name": _printable(name)})
+        return data
 
 
 class StreamOptions(Body):
@@ -55,12 +85,12 @@ class SamplingBody(Body):
 
     model: Name | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, max_length=MAX_BIASES)
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_BIASES), _at_most(MAX_BIASES)] | None = None
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     n: int | None = Field(None, ge=1, le=MAX_N)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)
@@ -71,7 +101,7 @@ class SamplingBody(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -146,6 +176,13 @@ class TextPart(Body):
     type: Literal["text"]
     text: Text
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_text(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("type") != "text":
+            raise ValueError("this model reads text: parts of another type must be left out")
+        return data
+
 
 class Message(BaseModel):
     """One turn. More fields are let pass: clients send answers back as they got them."""
@@ -153,7 +190,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     name: Name | None = None
 
     def as_turn(self) -> dict[str, str]:
@@ -168,7 +205,7 @@ class TextFormat(Body):
 
 
 class ChatBody(SamplingBody):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -177,7 +214,7 @@ class ChatBody(SamplingBody):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none"] | None = None
     # Accepted, for clients send them unasked; they change nothing here.
-    metadata: Annotated[dict[Name, Text], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[Name, Text], Field(max_length=16), _at_most(16)] | None = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -202,7 +239,7 @@ class TokenizeBody(Body):
 
     model: Name | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False

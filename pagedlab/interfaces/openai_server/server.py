@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import logging
 import os
@@ -153,6 +154,10 @@ def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
     # for one interval more. Python's default of 5 ms would be felt in each step of a fast GPU.
     sys.setswitchinterval(SWITCH_INTERVAL)
     server = make_server(engine_config, settings)
+    # What is loaded now stays. A collection need not look at it again: it took a tenth of a second, in which no token
+    # came, and more than that while a client's large body was parsed.
+    gc.collect()
+    gc.freeze()
     try:
         server.run()
     except SystemExit:
