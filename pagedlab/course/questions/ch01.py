@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from itertools import pairwise
 from math import ceil
+from random import Random
 
 from pagedlab.basics.published_configs import PUBLISHED
 from pagedlab.course.drivers.ch01 import bill, part, step
@@ -40,10 +40,12 @@ def card_parts() -> Iterable[Case]:
 
 # ---- q2: the floor of a decode step ----------------------------------------------------------------------------------
 
+EARLIER, GROUPED = ("Llama-2-7B", "Llama-2-13B"), ("Llama-3-8B", "Mistral-7B")
+"""Models with a key for each head, and with grouped heads."""
+
 
 def decode_cases() -> Iterable[Case]:
-    """What the package counts for published models; it also counts norms and embeddings: under 1 part in 1,000."""
-    for name, card, context, batch in (
+    for service in (
         ("Llama-2-7B", "RTX 4090", 1000, 1),
         ("Llama-2-7B", "A100 80GB", 1000, 64),
         ("Llama-2-7B", "A100 80GB", 8, 512),
@@ -51,18 +53,38 @@ def decode_cases() -> Iterable[Case]:
         ("Llama-3-8B", "A100 80GB", 128, 1),
         ("Llama-3-8B", "RTX 4090", 128, 400),
     ):
-        shape, device = roofline.ModelShape.from_config(PUBLISHED[name]), DEVICES[card]
-        model = {
-            "weights": shape.num_hidden_layers * shape.layer_matrices + shape.head_matrix,
-            "kv_bytes": shape.kv_bytes_per_token(),
-            "pair_flop": 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim,
-        }
-        speeds = speeds_of(device)
-        work = roofline.decode(shape, context - 1, batch)  # pagedlab's context does not hold the new token
-        found = (work.intensity, work.bound_by(device), work.seconds(device))
-        yield Case(
-            f"{name}, {card}, context {context}, batch {batch}", (model, context, batch, speeds), step(tuple, found)
-        )
+        yield decode_case(*service)
+
+
+def decode_fresh(draw: Random) -> Iterable[Case]:
+    """As above: one sequence or many; short contexts, long ones; the last one's bound is where batch and cards meet."""
+    for models, cards, contexts, batches, bound in (
+        (EARLIER, ["RTX 4090", "H100"], (500, 2000), (1, 1), "memory"),
+        (EARLIER, ["A100 80GB", "H200"], (600, 2000), (32, 120), "memory"),
+        (EARLIER, ["A100 80GB", "RTX 4090"], (5, 14), (400, 700), "compute"),
+        (GROUPED, ["H100", "H200"], (2500, 8000), (150, 350), "memory"),
+        (GROUPED, ["A100 80GB", "A100 40GB"], (100, 250), (1, 1), "memory"),
+        (GROUPED, ["RTX 4090", "A100 80GB"], (100, 250), (350, 600), "compute"),
+    ):
+        case = None
+        while case is None or case.expected["bound by"] != bound:
+            model, card = draw.choice(models), draw.choice(cards)
+            case = decode_case(model, card, draw.randint(*contexts), draw.randint(*batches), ", drawn")
+        yield case
+
+
+def decode_case(name: str, card: str, context: int, batch: int, note: str = "") -> Case:
+    """What the package counts for a published model; it also counts norms and embeddings: under 1 part in 1,000."""
+    shape, device = roofline.ModelShape.from_config(PUBLISHED[name]), DEVICES[card]
+    model = {
+        "weights": shape.num_hidden_layers * shape.layer_matrices + shape.head_matrix,
+        "kv_bytes": shape.kv_bytes_per_token(),
+        "pair_flop": 4 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim,
+    }
+    work = roofline.decode(shape, context - 1, batch)  # pagedlab's context does not hold the new token
+    expected = step(tuple, (work.intensity, work.bound_by(device), work.seconds(device)))
+    arguments = (model, context, batch, speeds_of(device))
+    return Case(f"{name}, {card}, context {context}, batch {batch}{note}", arguments, expected)
 
 
 def speeds_of(device: Device) -> dict[str, float]:
@@ -73,34 +95,63 @@ def speeds_of(device: Device) -> dict[str, float]:
 
 
 def wait_cases() -> Iterable[Case]:
-    draw = random.Random(1)
-    logs = {
-        "no queue": (0.0, 0.0, [0.3, 0.325, 0.35, 0.375]),
-        "the clock does not start at 0": (100.0, 100.0, [100.5, 100.6, 100.7]),
-        "a second in the queue": (2.0, 3.0, [3.2, 3.25, 3.3, 3.35]),
-        "a stall in the middle": (0.0, 0.1, [0.4, 0.44, 0.48, 1.28, 1.32]),
-        "one token": (5.0, 5.5, [6.0]),
+    draw = Random(1)
+    yield wait_case("no queue", 0.0, 0.0, [0.3, 0.325, 0.35, 0.375])
+    yield wait_case("the clock does not start at 0", 100.0, 100.0, [100.5, 100.6, 100.7])
+    yield wait_case("a second in the queue", 2.0, 3.0, [3.2, 3.25, 3.3, 3.35])
+    yield wait_case("a stall in the middle", 0.0, 0.1, [0.4, 0.44, 0.48, 1.28, 1.32])
+    yield wait_case("one token", 5.0, 5.5, [6.0])
+    yield wait_case("twelve tokens", 7.0, 7.004, later(7.0, [draw.uniform(0.01, 0.2) for _ in range(12)]))
+
+
+def wait_fresh(draw: Random) -> Iterable[Case]:
+    """The same stories: where the clock starts at 0, and where all gaps are alike, they do so again."""
+
+    def seconds(least: float, most: float) -> float:
+        return round(draw.uniform(least, most), 3)
+
+    start, first, gap, count = seconds(20, 300), seconds(0.2, 0.9), seconds(0.02, 0.09), draw.randrange(2, 7)
+    yield wait_case("no queue, drawn", 0.0, 0.0, later(0.0, [first, *[gap] * (count + 1)]))
+    yield wait_case("another start of the clock", start, start, later(start, [first + 0.1, *[gap + 0.05] * count]))
+    start, queued = seconds(1, 9), seconds(0.6, 3)
+    yield wait_case("a while in the queue", start, start + queued, later(start + queued, [first, *[gap] * count]))
+    queued, stall = seconds(0.05, 0.4), seconds(0.5, 2)
+    gaps = [gap] * draw.randrange(2, 5) + [stall] + [gap] * draw.randrange(1, 3)
+    yield wait_case("a stall, drawn", 0.0, queued, later(queued, [first, *gaps]))
+    start, queued = seconds(2, 60), seconds(0.2, 2)
+    yield wait_case("one token, drawn", start, start + queued, [start + queued + first])
+    start, count = seconds(2, 60), draw.randrange(10, 16)
+    times = later(start, [draw.uniform(0.01, 0.2) for _ in range(count)])
+    yield wait_case(f"{count} tokens, drawn", start, start + 0.004, times)
+
+
+def later(start: float, gaps: Iterable[float]) -> list[float]:
+    """The clock after each gap, to the millisecond."""
+    times = [start]
+    for gap in gaps:
+        times.append(round(times[-1] + gap, 3))
+    return times[1:]
+
+
+def wait_case(name: str, arrival: float, scheduled: float, tokens: list[float]) -> Case:
+    gaps = [b - a for a, b in pairwise(tokens)]
+    expected = {
+        "queued": scheduled - arrival,
+        "ttft": tokens[0] - arrival,
+        "tpot": sum(gaps) / len(gaps) if gaps else 0.0,
+        "worst_gap": max(gaps, default=0.0),
     }
-    times = [7.0]
-    for _ in range(12):
-        times.append(round(times[-1] + draw.uniform(0.01, 0.2), 3))
-    logs["twelve tokens"] = (times[0], 7.004, times[1:])
-    for name, (arrival, scheduled, tokens) in logs.items():
-        gaps = [b - a for a, b in pairwise(tokens)]
-        expected = {
-            "queued": scheduled - arrival,
-            "ttft": tokens[0] - arrival,
-            "tpot": sum(gaps) / len(gaps) if gaps else 0.0,
-            "worst_gap": max(gaps, default=0.0),
-        }
-        yield Case(name, (arrival, scheduled, tokens), expected)
+    return Case(name, (arrival, scheduled, tokens), expected)
 
 
 # ---- q4: what a token costs ------------------------------------------------------------------------------------------
 
+DAY = 24 * 3600
+"""Seconds."""
+
 
 def cost_cases() -> Iterable[Case]:
-    draw = random.Random(2)
+    draw = Random(2)
     services = [
         (1_000_000, 1_000, 10_000, 2.0),
         (864_000, 100, 500, 1.5),  # exactly two GPUs
@@ -111,10 +162,32 @@ def cost_cases() -> Iterable[Case]:
         (draw.randrange(10**5, 10**7), draw.randrange(50, 2_000), draw.randrange(500, 9_000), draw.randrange(1, 9) / 2)
         for _ in range(2)
     ]
-    for a_day, tokens, rate, price in services:
-        gpus = ceil(a_day * tokens / (24 * 3600 * rate))
-        found = (gpus, gpus * price * 24 / (a_day * tokens / 1e6))
-        yield Case(f"{a_day:,} requests of {tokens:,} tokens", (a_day, tokens, rate, price), bill(tuple, found))
+    yield from map(cost_case, services)
+
+
+def cost_fresh(draw: Random) -> Iterable[Case]:
+    """As many GPUs and a part of one, below or above a half as above; once a whole number; once hardly any."""
+    for least, most, part_low, part_high in (
+        (1, 4, 0.1, 0.4),
+        (0, 0, 0.01, 0.1),
+        (20, 40, 0.6, 0.9),
+        (1, 15, 0.55, 0.9),
+    ):
+        gpus = draw.randint(least, most) + draw.uniform(part_low, part_high)
+        tokens, rate = draw.randrange(50, 2_000), draw.randrange(500, 9_000)
+        yield cost_case((int(gpus * DAY * rate / tokens), tokens, rate, draw.randrange(1, 13) / 2))
+    gpus, requests, share = draw.randrange(2, 5), draw.randrange(3, 30), draw.randrange(40, 400)
+    # Divided in any order, every number stays whole: no rounding up of 3.0000000001.
+    yield cost_case((requests * DAY, gpus * share, requests * share, draw.randrange(1, 13) / 2))
+    gpus, tokens, rate = draw.randint(5, 15) + 0.7, draw.randrange(50, 2_000), draw.randrange(500, 9_000)
+    yield cost_case((int(gpus * DAY * rate / tokens), tokens, rate, draw.randrange(1, 13) / 2))
+
+
+def cost_case(service: tuple[int, int, int, float]) -> Case:
+    a_day, tokens, rate, price = service
+    gpus = ceil(a_day * tokens / (DAY * rate))
+    expected = bill(tuple, (gpus, gpus * price * 24 / (a_day * tokens / 1e6)))
+    return Case(f"{a_day:,} requests of {tokens:,} tokens", service, expected)
 
 
 # ---- q5: a time sheet with three faults ------------------------------------------------------------------------------
@@ -130,9 +203,27 @@ def sheet_cases() -> Iterable[Case]:
         (1000, 1, 7e9, "A100 80GB"),
         (2000, 50, 13e9, "H100"),
     ):
-        speeds = speeds_of(DEVICES[name]) if name else small
-        arguments = (prompt, new_tokens, weights, speeds)
-        yield Case(f"prompt of {prompt}, {new_tokens} new", arguments, sheet(*arguments))
+        yield sheet_case(prompt, new_tokens, weights, speeds_of(DEVICES[name]) if name else small)
+
+
+def sheet_fresh(draw: Random) -> Iterable[Case]:
+    """One token or a few; prompts that fit below the ridge of their card, and long ones."""
+    for prompts, tokens, card in (
+        ((1, 1), (1, 1), ""),
+        ((1, 1), (2, 2), ""),
+        ((40, 120), (1, 1), "RTX 4090"),
+        ((40, 120), (50, 200), "RTX 4090"),
+        ((600, 3000), (1, 1), "A100 80GB"),
+        ((1000, 4000), (20, 90), "H100"),
+    ):
+        small = {"flop_per_second": draw.randint(60, 200) * 1e12, "bytes_per_second": draw.randint(600, 2000) * 1e9}
+        speeds = speeds_of(DEVICES[card]) if card else small
+        yield sheet_case(draw.randint(*prompts), draw.randint(*tokens), draw.randint(10, 140) * 1e8, speeds, ", drawn")
+
+
+def sheet_case(prompt: int, new_tokens: int, weights: float, speeds: dict[str, float], note: str = "") -> Case:
+    arguments = (prompt, new_tokens, weights, speeds)
+    return Case(f"prompt of {prompt}, {new_tokens} new{note}", arguments, sheet(*arguments))
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -162,6 +253,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="decode_step",
         cases=decode_cases,
+        fresh=decode_fresh,
         hints=(
             "Count FLOP first, then bytes. Ask of each term: does it grow with the batch?",
             "FLOP: weights and pairs, both for every sequence. Bytes: the weights once, keys and values for every "
@@ -180,6 +272,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="waits",
         cases=wait_cases,
+        fresh=wait_fresh,
         hints=(
             "Draw the four moments on a line: arrival, scheduled, first token, last token.",
             "TTFT counts from the arrival. TPOT and the worst gap look only at what comes after the first token.",
@@ -197,6 +290,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="serving_cost",
         cases=cost_cases,
+        fresh=cost_fresh,
         hints=(
             "How many tokens arrive in a second, on average? How many GPUs is that?",
             "GPUs come whole. The bill of a day is what they cost in 24 hours, busy or not.",
@@ -214,6 +308,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="answer_ms",
         cases=sheet_cases,
+        fresh=sheet_fresh,
         hints=(
             "Try prompt 1 and 1 new token by hand: how many passes are that, and how long is the one?",
             "Look at each line: what is shared by the rows of a step? What happens at the same time? How many passes?",
