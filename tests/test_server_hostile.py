@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from server_tools import RunningServer, check_error, make_tiny_chat_model, running
+from server_tools import RunningServer, check_error, connect, make_tiny_chat_model, read_all, running
 
+from pagedlab.errors import ConfigError
+from pagedlab.interfaces import cli
 from pagedlab.interfaces.openai_server.protocol import (
     ChatBody,
     CompletionBody,
@@ -17,6 +21,8 @@ from pagedlab.interfaces.openai_server.protocol import (
     EmbeddingBody,
     TokenizeBody,
 )
+from pagedlab.interfaces.openai_server.settings import ServerSettings
+from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter
 
 JSON = {"Content-Type": "application/json"}
 
@@ -74,3 +80,101 @@ def test_an_option_whose_name_is_no_text_is_a_400(server: RunningServer, body: d
     with server.client() as client:
         error = check_error(client.post("/v1/completions", content=json.dumps(body), headers=JSON), 400)
     assert error["param"] == "?" and "no option" in error["message"]
+
+
+# ---- keys and addresses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", [b"Basic \xe9", b"Basic \xff\xfe", b"Basic =", b"Basic YQ", b"Bearer \xe9", b"\xe9"])
+def test_a_key_that_is_no_ascii_is_a_401(model: Path, header: bytes) -> None:
+    with running(model, num_blocks=64, api_key=["secret"]) as server, server.client() as client:
+        for path in ("/dashboard", "/dashboard/data", "/v1/models"):
+            check_error(client.get(path, headers={"Authorization": header}), 401)
+
+
+@pytest.mark.parametrize("key", ["", " ", " key", "key\n", "ke\ty", "ke\x1by"])
+def test_a_key_that_no_header_can_carry_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(ConfigError, match="api_key"):
+        ServerSettings(api_key=[key])
+
+
+def test_an_empty_key_in_the_environment_opens_no_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAGEDLAB_API_KEY", "")
+    assert cli.main(["serve", "/nowhere"]) == 1
+    assert "api_key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_no_header_gives_a_client_another_address(model: Path, header: str) -> None:
+    with running(model, num_blocks=64, rate_limit="2/minute") as server, server.client() as client:
+        statuses = []
+        for number in range(6):
+            claim = f"for=10.0.0.{number}" if header == "Forwarded" else f"10.0.0.{number}"
+            statuses.append(client.post("/tokenize", json={"prompt": "a"}, headers={header: claim}).status_code)
+    assert statuses == [200, 200, 429, 429, 429, 429]
+
+
+# ---- paths and methods ----------------------------------------------------------------------------------------------
+
+
+def test_a_slash_at_the_end_changes_nothing(server: RunningServer) -> None:
+    with server.client() as client:
+        for path in ("/v1/models", "/health", "/metrics", "/version", "/dashboard", "/v1/models/tiny"):
+            assert client.get(f"{path}/").status_code == 200
+        assert [card["id"] for card in client.get("/v1/models/").json()["data"]] == ["tiny"]
+        assert client.post("/v1/completions/", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+        check_error(client.get("/v1/completions/"), 405)
+
+
+def test_no_answer_sends_a_client_elsewhere(server: RunningServer) -> None:
+    """A redirection would name the host that the client itself sent."""
+    for path in ("/health/", "/v1/completions/", "//example.org", "/v1/models//", "/dashboard//", "/%2fexample.org/"):
+        with connect(server) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n".encode())
+            head = read_all(connection).partition(b"\r\n\r\n")[0]
+        assert b"example.org" not in head and head.split()[1] in (b"200", b"404", b"405")
+
+
+def test_head_is_get_without_the_body(server: RunningServer) -> None:
+    with server.client() as client:
+        for path in ("/health", "/v1/models", "/version", "/dashboard", "/nothing", "/v1/completions"):
+            head, get = client.head(path), client.get(path)
+            assert head.status_code == get.status_code and head.content == b""
+            assert head.headers["content-type"] == get.headers["content-type"]
+            assert head.headers["content-length"] == get.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/dashboard/../trace", "/dashboard/%2e%2e/v1/models", "/health/../v1/models", "/metrics%2f..%2ftrace"]
+)
+def test_no_path_leads_around_the_key(model: Path, path: str) -> None:
+    with running(model, num_blocks=64, api_key=["secret"]) as server, connect(server) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert read_all(connection).startswith(b"HTTP/1.1 401")
+
+
+# ---- logs -----------------------------------------------------------------------------------------------------------
+
+RUDE = "a\r\nfake\x1b[2K\x1b[31mred\x07\x08\x0b\x0c\x00\x85\u2028\u202e\x7f"
+
+
+def test_the_log_shows_no_control_character_of_a_clients() -> None:
+    record = logging.makeLogRecord({"name": "pagedlab.interfaces", "msg": f"GET /{RUDE}", "levelname": "INFO"})
+    record.user = RUDE
+    line = TextFormatter().format(record)
+    assert line.isprintable() and len(line.splitlines()) == 1 and "\\x1b[31mred" in line
+    assert len(JsonFormatter().format(record).splitlines()) == 1
+    assert json.loads(JsonFormatter().format(record))["user"] == RUDE
+    assert "é 北京 🙂" in TextFormatter().format(logging.makeLogRecord({"name": "x", "msg": "é 北京 🙂"}))
+
+
+def test_an_errors_text_cannot_look_like_a_line_of_the_log() -> None:
+    try:
+        raise RuntimeError(f"12:00:00.000 INFO {RUDE}\n12:00:00.000 INFO    interfaces      GET /: status=200")
+    except RuntimeError:
+        record = logging.makeLogRecord({"name": "x", "msg": "failed", "exc_info": sys.exc_info()})
+    first, *rest = TextFormatter().format(record).split("\n")
+    assert first.endswith("failed") and len(rest) > 3
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)

@@ -44,11 +44,15 @@ class ApiLayer:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _as_routed(scope)
         headers = Headers(scope=scope)
         request_id = _request_id(headers.get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
         status = 0
         begin = time.perf_counter()
+        asked = scope["method"]
+        if asked == "HEAD":  # the answer to GET, of which the protocol below sends the head alone
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -68,7 +72,7 @@ class ApiLayer:
         finally:
             interface_log.info(
                 "%s %s",
-                scope["method"],
+                asked,
                 scope["path"][:100],
                 extra={"request_id": request_id, "status": status, "seconds": round(time.perf_counter() - begin, 4)},
             )
@@ -143,6 +147,12 @@ class ApiLayer:
     async def _refuse(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         response: JSONResponse = as_api_error(error).response()
         await response(scope, receive, send)
+
+
+def _as_routed(scope: Scope) -> Scope:
+    """With or without a slash at its end, a path means the same."""
+    path = scope["path"].rstrip("/") or "/"
+    return scope if path == scope["path"] else {**scope, "path": path, "raw_path": path.encode()}
 
 
 def _request_id(given: str | None) -> str:

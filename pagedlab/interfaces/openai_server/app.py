@@ -58,7 +58,9 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
             observer.save_chrome_trace(settings.trace_file)
 
     version = installed_version("pagedlab")
-    app = FastAPI(title="pagedlab", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="pagedlab", version=version, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.serving = serving
     app.state.metrics = metrics
     app.state.observer = observer

@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         from pagedlab.interfaces.openai_server.settings import ServerSettings
 
         values = dict(vars(arguments))
-        if values["api_key"] is None and os.environ.get("PAGEDLAB_API_KEY"):
+        if values["api_key"] is None and "PAGEDLAB_API_KEY" in os.environ:
+            # An empty one is refused: whoever sets it ("$KEY" of another shell) wants no open server.
             values["api_key"] = [os.environ["PAGEDLAB_API_KEY"]]
         settings = ServerSettings(**given(ServerSettings, values))
         if settings.log_level == "debug" or settings.trace_file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -69,7 +68,7 @@ def _key(authorization: str, allow_basic: bool) -> bytes:
     if scheme.lower() == "basic" and allow_basic:
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:  # it is no base64, or not even ASCII
             return b""
     return b""
 

@@ -65,6 +65,9 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 access_log=False,
+                # Whoever connects is who they are: from this machine uvicorn would believe X-Forwarded-For, and with
+                # another address in each request there would be no rate limit.
+                proxy_headers=False,
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 timeout_graceful_shutdown=int(settings.drain_timeout) + 5,

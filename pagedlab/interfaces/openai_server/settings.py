@@ -20,6 +20,7 @@ class ServerSettings:
         served_model_name: names that clients may call the model by; the first is the one that answers carry.
         api_key: keys that open the server; none lets everybody in. Each key is a tenant of its own.
         rate_limit: requests a key (without keys: an address) may make, as `limits` writes it: "60/minute;5/second".
+            Addresses are those of the connections: behind a proxy, clients are told apart by keys alone.
         max_pending_requests: unfinished requests; one more is refused with 503.
         max_pending_tokens: prompt tokens of unfinished requests, likewise.
         max_body_bytes: a larger request body is refused with 413.
@@ -67,8 +68,11 @@ class ServerSettings:
         for name in ("drain_timeout", "dead_engine_grace"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must be at least 0 seconds, got {getattr(self, name)}.")
-        if any(not key.isascii() or not key.strip() for key in self.api_key):
-            raise ConfigError("api_key must be non-empty and ASCII: an Authorization header can carry nothing else.")
+        if any(not key or not key.isascii() or not key.isprintable() or key != key.strip() for key in self.api_key):
+            raise ConfigError(
+                "api_key must be printable ASCII without a space at either end, and not empty: an Authorization header "
+                "can carry nothing else."
+            )
         self._check_rate_limit()
 
     def _check_rate_limit(self) -> None:

@@ -26,6 +26,22 @@ def layer(record: logging.LogRecord) -> str:
     return parts[1] if parts[0] == "pagedlab" and len(parts) > 1 else "interfaces"
 
 
+def plain(text: str) -> str:
+    """The text with whatever is no visible character spelt out.
+
+    A client's text must not write lines of its own into the log, nor colour or overwrite those of others.
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _traceback(record: logging.LogRecord) -> list[str]:
+    """Indented, so that no line of an error's text looks like one of the log's own."""
+    if not record.exc_info:
+        return []
+    text = logging.Formatter().formatException(record.exc_info)
+    return [f"    {plain(line)}" for line in text.splitlines()]
+
+
 class TextFormatter(logging.Formatter):
     """12:00:01.250 INFO    runtime          cmpl-5f… finished: prefill_s=0.02 decode_s=0.31"""
 
@@ -35,9 +51,7 @@ class TextFormatter(logging.Formatter):
         details = " ".join(f"{name}={value}" for name, value in fields(record).items())
         line = f"{clock} {record.levelname:7} {layer(record):15} {f'{request_id} ' if request_id else ''}"
         line += record.getMessage() + (f": {details}" if details else "")
-        # A client's text must not write lines of its own into the log.
-        line = line.replace("\r", "\\r").replace("\n", "\\n")
-        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+        return "\n".join([plain(line), *_traceback(record)])
 
 
 class JsonFormatter(logging.Formatter):
