@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -29,18 +30,60 @@ from pagedlab.model_authoring.request import Request, RequestStatus
 from pagedlab.model_authoring.scheduler import Scheduler
 from pagedlab.sampling_params import SamplingParams
 
+Vary = Callable[[int], int]
+"""Changes a number of a table of cases: `int` for those that check shows, `near` for fresh ones."""
+
+
+def near(draw: random.Random) -> Vary:
+    """About as much, at least 1, and at least 2 where 1 would be another kind of case."""
+    return lambda number: draw.randrange(max(min(number, 2), ceil(number / 2)), 2 * number + 1)
+
+
 # ---- q1: three prompts, no rectangle ---------------------------------------------------------------------------------
+
+Prompts = tuple[list[str], list[list[int]]]
+"""Texts, and the token ids of each."""
+
+WORDS = THREE_PROMPTS[2].split()
 
 
 def ragged_cases() -> Iterable[Case]:
-    for name, prompts, ids in (
-        ("three prompts, the course's tokenizer", THREE_PROMPTS, tokenized(THREE_PROMPTS)),
-        ("a tokenizer of 2, 5 and 10 tokens", *made_up(2, 5, 10)),
-        ("3 and 2 tokens", *made_up(3, 2)),
-        ("two prompts of one length", *made_up(2, 2)),
-        ("one prompt", *made_up(4)),
-        ("five prompts", *made_up(1, 3, 1, 2, 4)),
-    ):
+    return batches(
+        {
+            "three prompts, the course's tokenizer": (THREE_PROMPTS, tokenized(THREE_PROMPTS)),
+            "a tokenizer of 2, 5 and 10 tokens": made_up(2, 5, 10),
+            "3 and 2 tokens": made_up(3, 2),
+            "two prompts of one length": made_up(2, 2),
+            "one prompt": made_up(4),
+            "five prompts": made_up(1, 3, 1, 2, 4),
+        }
+    )
+
+
+def ragged_fresh(draw: random.Random) -> Iterable[Case]:
+    """Lengths are equal where they are equal above."""
+    texts = [" ".join(draw.choices(WORDS, k=count)) for count in draw.sample((1, 2, 5, 6, 9, 10), 3)]
+    a, b, c = draw.sample(range(2, 12), 3)
+    one, two, other, another = draw.sample(range(1, 6), 4)
+    return batches(
+        {
+            "three prompts, the course's tokenizer, drawn": (texts, tokenized(texts)),
+            f"a tokenizer of {a}, {b} and {c} tokens, drawn": drawn_ids(draw, a, b, c),
+            f"{one} and {two} tokens, drawn": drawn_ids(draw, one, two),
+            "two prompts of one length, drawn": drawn_ids(draw, *[draw.randrange(2, 6)] * 2),
+            "one prompt, drawn": drawn_ids(draw, draw.randrange(2, 9)),
+            "five prompts, drawn": drawn_ids(draw, one, two, one, other, another),
+        }
+    )
+
+
+def drawn_ids(draw: random.Random, *lengths: int) -> Prompts:
+    prompts, _ = made_up(*lengths)
+    return prompts, [[draw.randrange(1, 999) for _ in range(n)] for n in lengths]
+
+
+def batches(given: Mapping[str, Prompts]) -> Iterable[Case]:
+    for name, (prompts, ids) in given.items():
         lengths = [len(row) for row in ids]
         positions = torch.cat([torch.arange(n) for n in lengths])
         mask = masks.block_diagonal(lengths) & masks.causal(sum(lengths))
@@ -52,18 +95,26 @@ def ragged_cases() -> Iterable[Case]:
 
 
 def mask_cases() -> Iterable[Case]:
-    draw = random.Random(10)
+    return mixed_steps(int, random.Random(10))
+
+
+def mask_fresh(draw: random.Random) -> Iterable[Case]:
+    return mixed_steps(near(draw), draw, ", drawn")
+
+
+def mixed_steps(n: Vary, draw: random.Random, ending: str = "") -> Iterable[Case]:
+    prompt, chunk, behind = n(10), n(4), n(8)
     steps = {
-        "two prompts": [(0, 3), (0, 2)],
-        "two decodes": [(50, 1), (80, 1)],
-        "two decodes and a prompt of 10": [(50, 1), (80, 1), (0, 10)],
-        "a second chunk of 4 behind 8": [(8, 4)],
-        "a chunk, a decode, and a prompt": [(64, 32), (7, 1), (0, 5)],
+        "two prompts": [(0, n(3)), (0, n(2))],
+        "two decodes": [(n(50), 1), (n(80), 1)],
+        f"two decodes and a prompt of {prompt}": [(n(50), 1), (n(80), 1), (0, prompt)],
+        f"a second chunk of {chunk} behind {behind}": [(behind, chunk)],
+        "a chunk, a decode, and a prompt": [(n(64), n(32)), (n(7), 1), (0, n(5))],
         "twelve requests": [(draw.randrange(200), draw.choice([1, 1, 1, 16, 40])) for _ in range(12)],
     }
     for name, step in steps.items():
         mask = torch.block_diag(*[masks.chunk(cached, new).int() for cached, new in step])
-        yield Case(name, (step,), {"rows": len(mask), "columns": mask.shape[1], "True": int(mask.sum())})
+        yield Case(name + ending, (step,), {"rows": len(mask), "columns": mask.shape[1], "True": int(mask.sum())})
 
 
 # ---- q3: a mask that leaks, sometimes --------------------------------------------------------------------------------
@@ -90,7 +141,9 @@ def run(scheduler: Scheduler, name: str, computed: int, known: int) -> None:
 def engine_plan(
     running: Sequence[tuple[str, int, int]], waiting: Sequence[tuple[str, int]], seats: int, budget: int
 ) -> dict[str, Any]:
-    manager = BlockManager(10_000, 16, enable_prefix_caching=False)
+    everything = [known for _, _, known in running] + [prompt for _, prompt in waiting]
+    blocks = sum(ceil(tokens / 16) for tokens in everything)
+    manager = BlockManager(1 + blocks, 16, enable_prefix_caching=False)
     scheduler = Scheduler(manager, seats, max(seats, budget))
     scheduler.max_num_batched_tokens = budget  # the engine refuses a budget below its seats; a question may ask for one
     for name, computed, known in running:
@@ -107,30 +160,44 @@ def engine_plan(
 
 
 def plan_cases() -> Iterable[Case]:
-    draw = random.Random(12)
-    decodes = [(name, n, n + 1) for name, n in zip("ABCD", (9, 30, 4, 17), strict=True)]
+    return planned_steps(int, random.Random(12))
+
+
+def plan_fresh(draw: random.Random) -> Iterable[Case]:
+    return planned_steps(near(draw), draw, ", drawn")
+
+
+def planned_steps(n: Vary, draw: random.Random, ending: str = "") -> Iterable[Case]:
+    """Prompts and budgets are made of the parts that are computed and the parts that are left for later."""
+    decodes = [(name, known - 1, known) for name, known in zip("ABCD", map(n, (10, 31, 5, 18)), strict=True)]
+    e, f, g, h, part, later, chunk, far = n(5), n(3), n(7), n(1), n(6), n(14), n(16), n(24)
+    few, little, long, more, rest, left = n(2), n(15), n(73), n(17), n(33), n(12)
     for name, running, waiting, seats, budget in (
-        ("everything fits", decodes[:2], [("E", 5), ("F", 3)], 8, 20),
-        ("a prompt longer than the budget", [], [("E", 30_000)], 4, 512),
-        ("the last prompt is cut", decodes, [("E", 6), ("F", 20), ("G", 2)], 8, 16),
-        ("a long prompt before a short one", decodes[:1], [("E", 50), ("F", 2)], 4, 12),
-        ("a chunked prompt goes on", [*decodes[:2], ("C", 24, 40)], [("E", 8)], 4, 20),
-        ("a chunked prompt longer than the budget", [*decodes[:1], ("B", 12, 100)], [("E", 8)], 4, 16),
-        ("the budget ends exactly", decodes[:2], [("E", 6), ("F", 5)], 4, 8),
-        ("no seat is free", [*decodes[:3], ("D", 10, 60)], [("E", 5)], 4, 20),
-        ("one seat is free", decodes[:3], [("E", 5), ("F", 5)], 4, 50),
-        ("two seats for four", [], [("E", 5), ("F", 2), ("G", 7), ("H", 1)], 2, 50),
-        ("the first takes all", [("A", 9, 14), *decodes[1:]], [("E", 5)], 8, 4),
+        ("everything fits", decodes[:2], [("E", e), ("F", f)], 8, 2 + e + f + n(10)),
+        ("a prompt longer than the budget", [], [("E", 512 + n(29_488))], 4, n(512)),
+        ("the last prompt is cut", decodes, [("E", part), ("F", part + later), ("G", few)], 8, 4 + 2 * part),
+        ("a long prompt before a short one", decodes[:1], [("E", 11 + n(39)), ("F", few)], 4, 1 + n(11)),
+        ("a chunked prompt goes on", [*decodes[:2], ("C", far, far + chunk)], [("E", few + part)], 4, 2 + chunk + few),
+        (
+            "a chunked prompt longer than the budget",
+            [*decodes[:1], ("B", left, left + little + long)],
+            [("E", n(8))],
+            4,
+            1 + little,
+        ),
+        ("the budget ends exactly", decodes[:2], [("E", part), ("F", e)], 4, 2 + part),
+        ("no seat is free", [*decodes[:3], ("D", 10, 10 + more + rest)], [("E", e)], 4, 3 + more),
+        ("one seat is free", decodes[:3], [("E", e), ("F", e)], 4, 3 + 2 * e + n(37)),
+        ("two seats for four", [], [("E", e), ("F", few), ("G", g), ("H", h)], 2, e + few + g + h + n(35)),
+        ("the first takes all", [("A", 9, 9 + e), *decodes[1:]], [("E", e)], 8, e - 1),
     ):
-        yield Case(name, (running, waiting, seats, budget), engine_plan(running, waiting, seats, budget))
-    for number in range(2):
-        running = [(f"r{i}", n, n + 1) for i, n in enumerate(draw.sample(range(1, 90), 5))]
+        yield Case(name + ending, (running, waiting, seats, budget), engine_plan(running, waiting, seats, budget))
+    for again in ("once", "again"):
+        running = [(f"r{i}", computed, computed + 1) for i, computed in enumerate(draw.sample(range(1, 90), 5))]
         waiting = [(f"w{i}", draw.randrange(1, 40)) for i in range(6)]
         seats, budget = draw.randrange(8, 11), draw.randrange(15, 40)
         expected = engine_plan(running, waiting, seats, budget)
-        yield Case(
-            f"eleven requests, {'once' if number == 0 else 'again'}", (running, waiting, seats, budget), expected
-        )
+        yield Case(f"eleven requests, {again}{ending}", (running, waiting, seats, budget), expected)
 
 
 def engine_decodes(running: Sequence[tuple[str, int]], free: int, block_size: int) -> dict[str, Any]:
@@ -145,9 +212,29 @@ def engine_decodes(running: Sequence[tuple[str, int]], free: int, block_size: in
     return {"computed": computed, "preempted": preempted, "free": manager.num_free_blocks}
 
 
+Running = list[tuple[str, int]]
+
+
 def preempt_cases() -> Iterable[Case]:
-    draw = random.Random(13)
-    cases: dict[str, tuple[list[tuple[str, int]], int, int]] = {
+    for name, arguments in short_of_blocks(random.Random(13)).items():
+        yield Case(name, arguments, engine_decodes(*arguments))
+
+
+def preempt_fresh(draw: random.Random) -> Iterable[Case]:
+    """The same tables with other names, and with some full blocks more for everybody: who needs one stays the same."""
+    for name, (running, free, size) in short_of_blocks(draw).items():
+        more = 0 if name in NO_MORE else size * draw.randrange(1, 40)
+        names = sorted(draw.sample(ascii_uppercase, len(running)))
+        running = [(new, tokens + more) for new, (_, tokens) in zip(names, running, strict=True)]
+        yield Case(f"{name}, drawn", (running, free, size), engine_decodes(running, free, size))
+
+
+NO_MORE = ("the first victim is not enough",)
+"""Where the victims must not hold more than they do."""
+
+
+def short_of_blocks(draw: random.Random) -> dict[str, tuple[Running, int, int]]:
+    cases: dict[str, tuple[Running, int, int]] = {
         "blocks enough": ([("A", 5), ("B", 9), ("C", 3)], 2, 4),
         "nobody needs a block": ([("A", 4), ("B", 8), ("C", 3)], 0, 4),
         "the first needs a block": ([("A", 9), ("B", 3), ("C", 11)], 0, 4),
@@ -158,11 +245,10 @@ def preempt_cases() -> Iterable[Case]:
         "alone": ([("A", 9)], 0, 4),
         "the victim would have needed one, too": ([("A", 17), ("B", 20), ("C", 33)], 0, 16),
     }
-    for number in range(3):
+    for number in range(1, 4):
         running = [(name, draw.randrange(2, 30)) for name in "ABCDEFGH"]
-        cases[f"eight requests, draw {number + 1}"] = (running, draw.randrange(2), 4)
-    for name, arguments in cases.items():
-        yield Case(name, arguments, engine_decodes(*arguments))
+        cases[f"eight requests, draw {number}"] = (running, draw.randrange(2), 4)
+    return cases
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -174,6 +260,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="ragged",
         cases=ragged_cases,
+        fresh=ragged_fresh,
         hints=(
             "Write the mask of two short prompts on squared paper: which squares does a prompt have to itself?",
             "Number the prompts and give every token its prompt's number. A token sees another if their numbers are "
@@ -195,6 +282,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="mask_size",
         cases=mask_cases,
+        fresh=mask_fresh,
         hints=(
             "A row is a token that is computed now. A column is a key: computed now, or in the cache.",
             "Requests do not see each other, so count them one by one and add. The first new token sees the cached "
@@ -232,6 +320,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=5,
         answer="plan",
         cases=plan_cases,
+        fresh=plan_fresh,
         hints=(
             "Keep what is left of the budget in one number, in tokens. What does one request take away from it?",
             "First the running ones, then as many of the waiting ones as there are free seats: each lacks some "
@@ -251,6 +340,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="decode_step",
         cases=preempt_cases,
+        fresh=preempt_fresh,
         hints=(
             "How many blocks does a request hold, and how many does it need after this step? Only then is the "
             "question of "

@@ -78,7 +78,7 @@ RAGGED_MISTAKES = (
 
 def ragged_explained(known: Any) -> Any:
     def explain(case: Case, got: Any) -> str:
-        if isinstance(got, dict) and len(got["positions"]) > len(case.expected["positions"]):
+        if isinstance(got, dict) and len(got["ids"]) > len(case.expected["ids"]):
             return "There are pads in it: prompts of any lengths stand one behind the other."
         return known(case, got)
 
@@ -249,9 +249,10 @@ PLAN_MISTAKES = through(
 
 def plan_explained(known: Any) -> Any:
     def explain(case: Case, got: Any) -> str:
-        named = known(case, got)
-        if named or not isinstance(got, dict):
-            return named or "Return a list of (name, tokens, yields)."
+        if isinstance(got, str):
+            return "Return a list of (name, tokens, yields)." if "things are asked" in got else ""
+        if named := known(case, got):
+            return named
         if sum(got["tokens"]) > case.arguments[3]:
             return "More tokens than the budget allows: it counts tokens, not requests."
         return ""
