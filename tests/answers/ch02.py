@@ -360,7 +360,7 @@ DETECTOR = Answers(
         (
             "only the last input",
             leaks("for j in range(len(x)):\n        other", "for j in [len(x) - 1]:\n        other"),
-            "Only the last input",
+            "from the last input",
         ),
         ("only neighbours", leaks("j > i and", "j == i + 1 and"), "further away"),
         (

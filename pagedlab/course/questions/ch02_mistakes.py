@@ -117,12 +117,12 @@ def mask_explained(case: Case, got: Any) -> str:
         if got == mistake.do(*case.arguments):
             return mistake.says
     if isinstance(got, str):
-        return "Return a matrix with a row for each query." if "Error" in got else ""
+        return "Return a matrix with a row for each query." if "not iterable" in got else ""
     if any("?" in row for row in got):
-        return "A mask is made of True and False; numbers to be added to scores are another thing."
+        return "A mask is a matrix of True and False; numbers to be added to scores are another thing."
     shape, right = [(len(m), len(m[0]) if m else 0) for m in (got, case.expected)]
     if shape != right:
-        needed = f"{right[0]} rows (new tokens) and {right[1]} columns (keys)"
+        needed = f"{right[0]} row{'s' * (right[0] > 1)} (new tokens) and {right[1]} columns (keys)"
         return f"The mask must have {needed}, not {shape[0]} × {shape[1]}."
     return ""
 
@@ -149,9 +149,10 @@ def pairs_of(words: str) -> set[tuple[int, int]]:
 def leaks_explained(case: Case, got: Any) -> str:
     """By the pairs that are too many or too few."""
     if "Error" in got:
-        return "Return a list of pairs (i, j)."
+        no_pairs = "not iterable" in got or "unpack" in got
+        return "Return a list of pairs (i, j)." if no_pairs else ""
     right, found = pairs_of(case.expected), pairs_of(got)
-    if len(found) != len(got.split()) and got != "none":
+    if found and len(found) < got.count("←"):
         return "Some pairs are there twice."
     kind, mask, x = case.arguments
     table = felt(kind, mask, x)
@@ -164,13 +165,13 @@ def leaks_explained(case: Case, got: Any) -> str:
         return "That an output feels its own input is no leak: j > i is asked."
     if found == {(i, j) for i, j in all_pairs if j <= i}:
         return "Those pairs reach the past, j <= i. A leak is the future, j > i."
-    if found == {(i, j) for i, j in right if j == len(table) - 1}:
-        return "Only the last input was changed: change each one in turn."
-    if found == {(i, j) for i, j in right if j == i + 1}:
+    if found and found == {(i, j) for i, j in right if j == len(table) - 1}:
+        return "Only leaks from the last input were found: change each one in turn."
+    if found and found == {(i, j) for i, j in right if j == i + 1}:
         return "A leak can come from further away than the next position."
     once = {(i, j) for i, j in felt(kind, mask, x, restore=False).nonzero().tolist() if j > i}
     if found == once:
-        return "Changes pile up: start from the unchanged input again before each change."
+        return "So it looks if changes pile up: start from the unchanged input again before each change."
     if found < right:
         return "Some leaks were missed. A faint change counts too, and an input must really be changed."
     return ""
