@@ -594,3 +594,8 @@ def test_controls_redraw_with_what_the_reader_chose(monkeypatch: pytest.MonkeyPa
     panel.children[0].value = 7
     assert [call["n"] for call in calls] == [33, 7]
     assert calls[-1] == {"n": 7, "size": 16, "kind": "a", "share": 0.5, "on": True, "name": "x", "menu": 1}
+
+
+def test_no_number_is_within_a_tolerance_of_infinity() -> None:
+    assert not matches(3.0, float("inf"), 1e-6, absolute=False)
+    assert not matches(float("inf"), 3.0, 1e-6, absolute=False)

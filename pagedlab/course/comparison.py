@@ -30,6 +30,6 @@ def matches(measured: Any, expected: Any, tolerance: float, absolute: bool) -> b
         return measured == expected
     if tolerance == 0:
         return measured == expected
-    if not math.isfinite(measured):
+    if not math.isfinite(measured) or not math.isfinite(expected):
         return False
     return abs(measured - expected) <= tolerance * (1.0 if absolute else abs(expected))

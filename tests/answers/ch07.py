@@ -457,6 +457,7 @@ class PrefixCache:
 """,
             "equal as a whole",
         ),
+        ("nothing is known", prefix(("self.known.update(self.keys(tokens))", "pass")), "Nothing was found"),
         (
             "partly filled blocks too",
             prefix(
@@ -611,6 +612,12 @@ class Tables(TablesAsFound):
             tables(("for block in self.tables.pop(name):", "for block in self.tables.pop(name)[-1:]:")),
             "Blocks are lost",
         ),
+        (
+            "whoever ended keeps a table",
+            tables(("self.tables.pop(name)", "self.tables[name]")),
+            "still has a table",
+        ),
+        ("lengths as they were", tables(("self.lengths[name] += 1", "pass")), "each `append` is one more"),
     ],
 )
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pagedlab.course.drivers.ch07 import merge_all, replay_prefixes, replay_tables, sharing
-from pagedlab.course.questions.ch07_prefixes import PREFIX_MISTAKES, prefix_cases
-from pagedlab.course.questions.ch07_sharing import SHARING_MISTAKES, sharing_cases, table_cases, tables_explained
-from pagedlab.course.questions.ch07_slots import SLOT_MISTAKES, slot_cases
-from pagedlab.course.questions.ch07_softmax import merge_cases, merge_explained, softmax_cases, softmax_explained
-from pagedlab.course.questions.mistakes import named
+from pagedlab.course.questions.ch07_prefixes import prefix_cases, prefix_fresh, prefixes_explained
+from pagedlab.course.questions.ch07_sharing import (
+    sharing_cases,
+    sharing_explained,
+    sharing_fresh,
+    table_cases,
+    table_fresh,
+    tables_explained,
+)
+from pagedlab.course.questions.ch07_slots import slot_cases, slot_fresh, slots_explained
+from pagedlab.course.questions.ch07_softmax import (
+    merge_cases,
+    merge_explained,
+    merge_fresh,
+    softmax_cases,
+    softmax_explained,
+    softmax_fresh,
+)
 from pagedlab.course.questions.model import Kind, Question
 
 QUESTIONS: tuple[Question, ...] = (
@@ -19,6 +32,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=2,
         answer="slot_mapping",
         cases=slot_cases,
+        fresh=slot_fresh,
         hints=(
             (
                 "Go through the requests one by one, and in each through the positions of its new tokens. The first "
@@ -33,7 +47,7 @@ QUESTIONS: tuple[Question, ...] = (
                 "computed to computed + new - 1."
             ),
         ),
-        explain=named(*SLOT_MISTAKES),
+        explain=slots_explained,
     ),
     Question(
         id="ch07.q2",
@@ -43,6 +57,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="attend",
         cases=softmax_cases,
+        fresh=softmax_fresh,
         hints=(
             (
                 "Take the example by hand: write down maximum, total and output after every block. Which of them "
@@ -69,6 +84,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="merge",
         cases=merge_cases,
+        fresh=merge_fresh,
         hints=(
             "Both halves would simply be added if they were relative to the same maximum.",
             (
@@ -92,6 +108,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="PrefixCache",
         cases=prefix_cases,
+        fresh=prefix_fresh,
         hints=(
             (
                 "Keep a set with one entry for each full block that was remembered. What must an entry be made of, "
@@ -107,7 +124,7 @@ QUESTIONS: tuple[Question, ...] = (
                 "blocks that end before the last token: (len(tokens) - 1) // block_size of them."
             ),
         ),
-        explain=named(*PREFIX_MISTAKES),
+        explain=prefixes_explained,
         drive=replay_prefixes,
     ),
     Question(
@@ -118,6 +135,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="Tables",
         cases=table_cases,
+        fresh=table_fresh,
         hints=(
             (
                 "Two places change what others see: the write into a block, and the return of a block. Ask `counts` "
@@ -143,6 +161,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="sharing",
         cases=sharing_cases,
+        fresh=sharing_fresh,
         hints=(
             "How many blocks does one sequence's table have? Which of those entries name the same block in all tables?",
             (
@@ -154,7 +173,7 @@ QUESTIONS: tuple[Question, ...] = (
                 "if written is 0). In use: common + samples * (table - common); without sharing: samples * table."
             ),
         ),
-        explain=named(*SHARING_MISTAKES),
+        explain=sharing_explained,
         tolerance=1e-3,
         drive=sharing,
     ),

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagedlab.course.drivers.ch07 import replay_prefixes
-from pagedlab.course.questions.mistakes import Mistake
+from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
+from pagedlab.course.questions.twins import Pick, anew, as_shown, drawn
 from pagedlab.simulate.kv_memory import KVMemory
 
 Script = list[tuple[Any, ...]]
@@ -29,33 +30,57 @@ def engine_finds(block_size: int, script: Script) -> list[int]:
 
 
 def prefix_cases() -> Iterable[Case]:
-    draw = random.Random(5)
+    return scripts(random.Random(5), as_shown)
+
+
+def prefix_fresh(draw: random.Random) -> Iterable[Case]:
+    return drawn(scripts(draw, anew(draw)))
+
+
+def scripts(draw: random.Random, pick: Pick) -> Iterable[Case]:
     text = [draw.randrange(100, 900) for _ in range(40)]
-    scripts: dict[str, tuple[int, Script]] = {
-        "nothing remembered yet": (4, [("find", text[:9])]),
-        "one token more than two blocks": (4, [("remember", text[:10]), ("find", text[:9])]),
-        "exactly two blocks": (4, [("remember", text[:8]), ("find", text[:8])]),
-        "one block, sent again": (8, [("remember", text[:8]), ("find", text[:8]), ("find", text[:1])]),
-        "in common: one block and a half": (8, [("remember", text[:30]), ("find", text[:12] + [1] * 9)]),
-        "the same second block after another first": (
-            4,
-            [("remember", text[:12]), ("find", [1, 2, 3, 4, *text[4:13]]), ("find", text[4:13])],
-        ),
-        "a hole in the middle": (4, [("remember", text[:16]), ("find", [*text[:4], 0, *text[5:17]])]),
-        "the last block was only partly full": (4, [("remember", text[:6]), ("find", text[:6]), ("find", text[:12])]),
-        "two prompts remembered": (
-            4,
-            [("remember", text[:13]), ("remember", [7] * 9), ("find", text[:13]), ("find", [7] * 13)],
-        ),
-        "to find is not to remember": (4, [("find", text[:10]), ("find", text[:10])]),
-    }
-    random_script: Script = []
+    for name, size, script in [*short_scripts(text, pick), ("forty prompts of two words", 2, two_words(draw))]:
+        yield Case(name, (size, script), engine_finds(size, script))
+
+
+def short_scripts(text: list[int], pick: Pick) -> Iterable[tuple[str, int, Script]]:
+    few, more = (3, 5, 6), (7, 9, 10)
+    s = pick(4, few)
+    yield "nothing remembered yet", s, [("find", text[: 2 * s + 1])]
+    s = pick(4, few)
+    yield "one token more than two blocks", s, [("remember", text[: 2 * s + 2]), ("find", text[: 2 * s + 1])]
+    s = pick(4, few)
+    yield "exactly two blocks", s, [("remember", text[: 2 * s]), ("find", text[: 2 * s])]
+    s = pick(8, more)
+    yield "one block, sent again", s, [("remember", text[:s]), ("find", text[:s]), ("find", text[:1])]
+    s = pick(8, more)
+    half = [*text[: s + s // 2], *[1] * (s + 1)]
+    yield "in common: one block and a half", s, [("remember", text[: 3 * s + 6]), ("find", half)]
+    s = pick(4, few)
+    second = text[s : 3 * s + 1]
+    after_another = [*range(1, s + 1), *second]
+    script = [("remember", text[: 3 * s]), ("find", after_another), ("find", second)]
+    yield "the same second block after another first", s, script
+    s = pick(4, few)
+    hole = [*text[:s], 0, *text[s + 1 : 4 * s + 1]]
+    yield "a hole in the middle", s, [("remember", text[: 4 * s]), ("find", hole)]
+    s = pick(4, few)
+    script = [("remember", text[: s + 2]), ("find", text[: s + 2]), ("find", text[: 3 * s])]
+    yield "the last block was only partly full", s, script
+    s = pick(4, few)
+    sevens = [7] * (3 * s + 1)
+    remembered = [("remember", text[: 3 * s + 1]), ("remember", sevens[: 2 * s + 1])]
+    yield "two prompts remembered", s, [*remembered, ("find", text[: 3 * s + 1]), ("find", sevens)]
+    s = pick(4, few)
+    yield "to find is not to remember", s, [("find", text[: 2 * s + 2])] * 2
+
+
+def two_words(draw: random.Random) -> Script:
+    script: Script = []
     for _ in range(40):
         name = draw.choice(["remember", "find"])
-        random_script.append((name, [draw.randrange(2) for _ in range(draw.randrange(1, 12))]))
-    scripts["forty prompts of two words"] = (2, random_script)
-    for name, (size, script) in scripts.items():
-        yield Case(name, (size, script), engine_finds(size, script))
+        script.append((name, [draw.randrange(2) for _ in range(draw.randrange(1, 12))]))
+    return script
 
 
 class LooseCache:
@@ -138,3 +163,12 @@ PREFIX_MISTAKES = (
     prefix_mistake("Finding a prompt does not compute it: only `remember` adds blocks.", learns=True),
     prefix_mistake("A partly filled block cannot be found: only full ones are remembered.", rounds_up=True),
 )
+known_prefixes = named(*PREFIX_MISTAKES)
+
+
+def prefixes_explained(case: Case, got: Any) -> str:
+    if not isinstance(got, list):
+        return ""
+    if got and not any(got):
+        return "Nothing was found, though full blocks of this prompt, with all that is before them, were remembered."
+    return known_prefixes(case, got)

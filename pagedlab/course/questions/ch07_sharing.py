@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import permutations
+from random import Random
 from typing import Any
 
 from pagedlab.course.drivers.ch07 import NUM_BLOCKS, sharing
-from pagedlab.course.questions.mistakes import Mistake
+from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
+from pagedlab.course.questions.twins import Pick, anew, as_shown, drawn
 from pagedlab.simulate.kv_memory import KVMemory
 from pagedlab.simulate.sharing import Family
 
@@ -35,69 +39,57 @@ def engine_tables(block_size: int, script: Script, num_blocks: int = NUM_BLOCKS)
 
 
 def table_cases() -> Iterable[Case]:
-    def grow(name: str, count: int) -> Script:
-        return [("append", name)] * count
+    return table_scripts(as_shown)
 
-    start: Script = [("create", "A")]
-    scripts: dict[str, tuple[int, Script]] = {
-        "no fork at all": (4, start + grow("A", 9)),
-        "the child writes first": (4, [*start, *grow("A", 5), ("fork", "A", "B"), *grow("B", 2), *grow("A", 2)]),
-        "the parent writes first": (4, [*start, *grow("A", 6), ("fork", "A", "B"), *grow("A", 1), *grow("B", 1)]),
-        "a fork at a full block": (4, [*start, *grow("A", 8), ("fork", "A", "B"), *grow("B", 1), *grow("A", 1)]),
-        "three children": (
-            4,
-            [*start, *grow("A", 3), *(("fork", "A", name) for name in "BCD"), *(("append", name) for name in "DCBA")],
-        ),
-        "the parent ends": (4, [*start, *grow("A", 6), ("fork", "A", "B"), ("end", "A"), *grow("B", 3)]),
-        "a stranger comes after the parent": (
-            2,
-            [
-                *start,
-                ("create", "Z"),
-                *grow("Z", 1),
-                *grow("A", 14),
-                ("fork", "A", "B"),
-                ("end", "A"),
-                ("end", "Z"),
-                ("create", "C"),
-                *grow("C", 2),
-            ],
-        ),
-        "everybody ends": (4, [*start, *grow("A", 5), ("fork", "A", "B"), *grow("B", 1), ("end", "A"), ("end", "B")]),
-        "a fork of a fork": (
-            2,
-            [
-                *start,
-                *grow("A", 3),
-                ("fork", "A", "B"),
-                *grow("B", 2),
-                ("fork", "B", "C"),
-                *grow("C", 2),
-                *grow("B", 1),
-            ],
-        ),
-    }
-    for name, (size, script) in scripts.items():
+
+def table_fresh(draw: Random) -> Iterable[Case]:
+    return drawn(table_scripts(anew(draw)))
+
+
+def table_scripts(pick: Pick) -> Iterable[Case]:
+    for name, size, script in scripts(pick):
         yield Case(name, (size, script), engine_tables(size, script))
+
+
+def scripts(pick: Pick) -> Iterable[tuple[str, int, Script]]:
+    a, b, c, d, z = pick(tuple("ABCDZ"), [*permutations("EFGHK")])
+    start: Script = [("create", a)]
+    fork: Script = [("fork", a, b)]
+    s = pick(4, (3, 5, 6))
+    yield "no fork at all", s, start + grow(a, 2 * s + 1)
+    s = pick(4, (3, 5, 6))
+    yield "the child writes first", s, start + grow(a, s + 1) + fork + grow(b, 2) + grow(a, 2)
+    s = pick(4, (3, 5, 6))
+    yield "the parent writes first", s, start + grow(a, s + 2) + fork + grow(a, 1) + grow(b, 1)
+    s = pick(4, (3, 5, 6))
+    yield "a fork at a full block", s, start + grow(a, 2 * s) + fork + grow(b, 1) + grow(a, 1)
+    s = pick(4, (3, 5, 6))
+    children: Script = [("fork", a, child) for child in (b, c, d)]
+    yield "three children", s, start + grow(a, s - 1) + children + [("append", name) for name in (d, c, b, a)]
+    s = pick(4, (3, 5, 6))
+    yield "the parent ends", s, [*start, *grow(a, s + 2), *fork, ("end", a), *grow(b, s - 1)]
+    s = pick(2, (3, 4, 5))
+    full: Script = [*start, ("create", z), *grow(z, 1), *grow(a, 7 * s)]
+    yield "a stranger comes after the parent", s, [*full, *fork, ("end", a), ("end", z), ("create", c), *grow(c, s)]
+    s = pick(4, (3, 5, 6))
+    yield "everybody ends", s, [*start, *grow(a, s + 1), *fork, *grow(b, 1), ("end", a), ("end", b)]
+    s = pick(2, (3, 4, 5))
+    yield "a fork of a fork", s, [*start, *grow(a, s + 1), *fork, *grow(b, s), ("fork", b, c), *grow(c, s), *grow(b, 1)]
+
+
+def grow(name: str, count: int) -> Script:
+    return [("append", name)] * count
 
 
 def tables_explained(case: Case, got: Any) -> str:
     right = case.expected
     if isinstance(got, str):
-        if "IndexError" in got:
+        if re.match("IndexError: pop from", got):
             return "No block was free: blocks that nobody holds any more must go back to `free_blocks`."
-        return "A block got into a table without a count: get new blocks with take()." if "KeyError" in got else ""
-    if not isinstance(got, dict):
-        return ""
-    texts = [word for text in got["read back"].values() for word in text]
+        known = re.match(r"KeyError: \d", got)
+        return "A block got into a table without a count: get new blocks with take()." if known else ""
     if got["read back"] != right["read back"]:
-        if "empty" in texts:
-            return "A slot is empty: the numbers were not copied. `append` must return (old block, new block)."
-        if got["copies"] < right["copies"]:
-            return "A shared block was written: a sequence has its sibling's words. Copy it first."
-        if got["free"] > right["free"]:
-            return "A block was freed while others still held it, and a stranger wrote into it."
-        return "A sequence reads words that are not its own: after a copy its table must name the new block."
+        return misread(got, right)
     if got["copies"] < right["copies"]:
         return "The copy was not reported: return (old block, new block)."
     if got["copies"] > right["copies"]:
@@ -110,26 +102,58 @@ def tables_explained(case: Case, got: Any) -> str:
     return "Blocks are lost: nobody holds them, and they are not free. Lower the count of a block that you leave."
 
 
+def misread(got: dict[str, Any], right: dict[str, Any]) -> str:
+    """Of sequences that are not read back as they were written."""
+    texts, wanted = got["read back"], right["read back"]
+    if ended := [name for name in texts if name not in wanted]:
+        return f"{ended[0]} has ended, and still has a table: `end` takes it out of `tables`."
+    if {name: len(text) for name, text in texts.items()} != {name: len(text) for name, text in wanted.items()}:
+        return "`lengths` counts a sequence's tokens: each `append` is one more."
+    if any("empty" in text for text in texts.values()):
+        return "A slot is empty: the numbers were not copied. `append` must return (old block, new block)."
+    if got["copies"] < right["copies"]:
+        return "A shared block was written: a sequence has its sibling's words. Copy it first."
+    if got["free"] > right["free"]:
+        return "A block was freed while others still held it, and a stranger wrote into it."
+    if right["copies"]:
+        return "A sequence reads words that are not its own: after a copy its table must name the new block."
+    return ""
+
+
 # ---- q6: what sharing saves ------------------------------------------------------------------------------------------
 
 
 def sharing_cases() -> Iterable[Case]:
-    for prompt, written, samples, size in (
-        (100, 30, 4, 16),
-        (64, 30, 4, 16),
-        (33, 1, 6, 16),
-        (33, 0, 6, 16),
-        (10, 50, 3, 16),
-        (1000, 200, 2, 32),
-        (70, 25, 1, 8),
-        (19, 58, 6, 1),
+    return moments(as_shown)
+
+
+def sharing_fresh(draw: Random) -> Iterable[Case]:
+    return drawn(moments(anew(draw)))
+
+
+def moments(pick: Pick) -> Iterable[Case]:
+    """A prompt is some full blocks and some tokens of the next; what follows grows with the block size."""
+    for full, rest, written, samples, size in (
+        (pick(6, range(3, 9)), 4, 30, pick(4, range(3, 7)), 16),
+        (pick(4, range(3, 9)), 0, 30, pick(4, range(3, 7)), 16),
+        (pick(2, range(1, 9)), 1, 1, pick(6, range(3, 9)), 16),
+        (pick(2, range(1, 9)), 1, 0, pick(6, range(3, 9)), 16),
+        (0, 10, 50, pick(3, range(2, 9)), 16),
+        (pick(31, range(20, 40)), 8, 200, pick(2, range(2, 5)), 32),
+        (pick(8, range(3, 12)), 6, 25, 1, 8),
+        (pick(19, range(9, 30)), 0, pick(58, range(40, 70)), pick(6, range(3, 9)), 1),
     ):
-        family = Family(prompt, samples, max(1, written), size)
-        for _ in range(written):
-            family.write_token()
-        count = family.count()
-        name = f"{prompt} + {written} tokens, {samples} samples, blocks of {size}"
-        yield Case(name, (prompt, written, samples, size), {"in use": count.held, "saved": count.saving})
+        times = pick(1, range(1, 4)) if size > 1 else 1
+        yield sharing_case((full * size + rest) * times, written * times, samples, size * times)
+
+
+def sharing_case(prompt: int, written: int, samples: int, size: int) -> Case:
+    family = Family(prompt, samples, max(1, written), size)
+    for _ in range(written):
+        family.write_token()
+    count = family.count()
+    name = f"{prompt} + {written} tokens, {samples} samples, blocks of {size}"
+    return Case(name, (prompt, written, samples, size), {"in use": count.held, "saved": count.saving})
 
 
 def up(tokens: int, size: int) -> int:
@@ -189,3 +213,10 @@ SHARING_MISTAKES = (
     ),
     sharing_mistake("The share is of the blocks that it takes without sharing.", answer=lambda h, u: (h, (u - h) / h)),
 )
+known_sharing = named(*SHARING_MISTAKES)
+
+
+def sharing_explained(case: Case, got: Any) -> str:
+    if isinstance(got, dict) and got["in use"] == 0:
+        return "A prompt takes at least one block."
+    return known_sharing(case, got)

@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pagedlab.course.questions.mistakes import Mistake
+from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
+from pagedlab.course.questions.twins import Pick, anew, as_shown, drawn
 
 Lists = Sequence[Sequence[int]]
 
@@ -17,25 +18,47 @@ def slots_of(table: Sequence[int], block_size: int) -> list[int]:
 
 
 def slot_cases() -> Iterable[Case]:
-    draw = random.Random(7)
-    steps = {
-        "one prompt": ([[9, 4, 6]], [0], [11], 4),
-        "three decodes": ([[8, 2], [5], [1, 7, 3]], [5, 2, 9], [1, 1, 1], 4),
-        "a decode that opens a block": ([[6, 1]], [16], [1], 16),
-        "a chunk across three blocks": ([[0, 9, 4, 7]], [3], [7], 4),
-        "a decode, a prompt, and one with nothing to do": ([[3, 12], [5, 8, 2], [11]], [4, 0, 3], [1, 6, 0], 4),
-        "blocks of one slot": ([[4, 2, 9, 1]], [1], [3], 1),
-    }
-    for size in (4, 8):
+    return steps(random.Random(7), as_shown)
+
+
+def slot_fresh(draw: random.Random) -> Iterable[Case]:
+    return drawn(steps(draw, anew(draw)))
+
+
+def steps(draw: random.Random, pick: Pick) -> Iterable[Case]:
+    for name, shown_tables, size, computed, new in short_steps(pick):
+        times = pick(1, range(2, 100))  # other ids, as unlike each other as before: 101 is a prime
+        tables = [[block * times % 101 for block in table] for table in shown_tables]
+        yield slot_case(name, tables, computed, new, size)
+    for shown in (4, 8):
+        size = pick(shown, (shown - 1, shown + 1))
         ids = draw.sample(range(100), 24)
         tables = [ids[8 * i : 8 * i + 8] for i in range(3)]
         computed = [draw.randrange(1, 4 * size) for _ in tables]
         new = [draw.randrange(1, size + 2) for _ in tables]
-        steps[f"three chunks, blocks of {size}"] = (tables, computed, new, size)
-    for name, (tables, computed, new, size) in steps.items():
-        rows = zip(tables, computed, new, strict=True)
-        expected = [slot for table, start, n in rows for slot in slots_of(table, size)[start : start + n]]
-        yield Case(name, (tables, computed, new, size), expected)
+        yield slot_case(f"three chunks, blocks of {size}", tables, computed, new, size)
+
+
+def short_steps(pick: Pick) -> Iterable[tuple[str, Lists, int, list[int], list[int]]]:
+    """Tables (their ids may be others), block size, tokens computed, tokens to compute."""
+    s = pick(4, (3, 5, 6, 7))
+    yield "one prompt", [[9, 4, 6]], s, [0], [3 * s - 1]
+    s = pick(4, (3, 5, 6, 7))
+    yield "three decodes", [[8, 2], [5], [1, 7, 3]], s, [s + 1, s - 2, 2 * s + 1], [1, 1, 1]
+    s = pick(16, (8, 12, 32))
+    yield "a decode that opens a block", [[6, 1]], s, [s], [1]
+    s = pick(4, (3, 5, 6, 7))
+    yield "a chunk across three blocks", [[0, 9, 4, 7]], s, [s - 1], [s + 3]
+    s = pick(4, (5, 6, 7))
+    name = "a decode, a prompt, and one with nothing to do"
+    yield name, [[3, 12], [5, 8, 2], [11]], s, [s, 0, s - 1], [1, s + 2, 0]
+    yield "blocks of one slot", [[4, 2, 9, 1]], 1, [1], [3]
+
+
+def slot_case(name: str, tables: Lists, computed: list[int], new: list[int], size: int) -> Case:
+    rows = zip(tables, computed, new, strict=True)
+    expected = [slot for table, start, n in rows for slot in slots_of(table, size)[start : start + n]]
+    return Case(name, (tables, computed, new, size), expected)
 
 
 def slots_by(
@@ -95,3 +118,9 @@ SLOT_MISTAKES = (
         lambda tables, computed, new, size: slots_by(tables, computed, new, size, rule),
     ),
 )
+known_slots = named(*SLOT_MISTAKES)
+
+
+def slots_explained(case: Case, got: Any) -> str:
+    """Nothing of an empty list or an exception: too many mistakes end in those."""
+    return known_slots(case, got) if isinstance(got, list) and got else ""

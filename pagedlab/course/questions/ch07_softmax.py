@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagedlab.basics.attention import OnlineSoftmax
+from pagedlab.course.comparison import matches
 from pagedlab.course.drivers.ch07 import merge_all
 from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
+from pagedlab.course.questions.twins import Pick, anew, as_shown, drawn
 
 Blocks = list[tuple[Tensor, Tensor]]
 HIDDEN = -math.inf
+OVERFLOWS = 700
+"""exp of a score beyond it is infinite, or 0 below its negative."""
 
 State = tuple[Tensor, Tensor, Tensor]
 """Maximum [heads], sum [heads], output [heads, dim]."""
@@ -24,26 +28,37 @@ State = tuple[Tensor, Tensor, Tensor]
 # ---- q2: the softmax that forgets ------------------------------------------------------------------------------------
 
 
-def blocks_of(*scores: Sequence[float], dim: int = 1, seed: int = 0) -> Blocks:
-    values = torch.Generator().manual_seed(seed)
-    draw = [torch.randint(-9, 10, (len(row), dim), generator=values).double() for row in scores]
-    return [(torch.tensor(row, dtype=torch.float64), value) for row, value in zip(scores, draw, strict=True)]
-
-
 def softmax_cases() -> Iterable[Case]:
-    draw = random.Random(3)
-    rows = [[draw.gauss(0, 3) for _ in range(n)] for n in (4, 4, 1, 4, 3)]
-    for name, blocks in {
-        "the largest score comes first": blocks_of([2.0, 0.5], [1.0, 0.0], seed=1),
-        "the scores rise": blocks_of([0.0], [math.log(2)], [math.log(5)], dim=2, seed=2),
-        "the scores rise and fall": blocks_of([1.0, 0.0], [3.0, 2.0], [0.0, 2.5], seed=3),
-        "scores of 1,000": blocks_of([998.0, 1000.0], [1001.0, 999.0], seed=4),
-        "scores of -1,000": blocks_of([-1001.0], [-1000.0, -999.0], seed=5),
-        "the first block is hidden": blocks_of([HIDDEN, HIDDEN], [0.5, 1.0], [2.0, HIDDEN], dim=3, seed=6),
-        "a block in the middle is hidden": blocks_of([0.5, 1.0], [HIDDEN, HIDDEN], [2.0, 0.0], seed=7),
-        "five random blocks": blocks_of(*rows, dim=4, seed=8),
-    }.items():
-        yield Case(name, (blocks,), whole_softmax(blocks))
+    for number, (name, dim, rows) in enumerate(score_rows(random.Random(3))):
+        yield softmax_case(name, rows, dim, number + 1)
+
+
+def softmax_fresh(draw: random.Random) -> Iterable[Case]:
+    """Scores with the same order and the same gaps but for a factor, other values."""
+    for name, dim, rows in score_rows(draw):
+        base = max(score for row in rows for score in row)
+        spread, shift = draw.uniform(0.8, 1.3), draw.uniform(-0.4, 0.4)
+        moved = [[base + (score - base) * spread + shift for score in row] for row in rows]
+        yield softmax_case(f"{name}, drawn", moved, dim, draw.randrange(2**31))
+
+
+def score_rows(draw: random.Random) -> Iterable[tuple[str, int, list[list[float]]]]:
+    """Width of the values, and the scores block by block."""
+    yield "the largest score comes first", 1, [[2.0, 0.5], [1.0, 0.0]]
+    yield "the scores rise", 2, [[0.0], [math.log(2)], [math.log(5)]]
+    yield "the scores rise and fall", 1, [[1.0, 0.0], [3.0, 2.0], [0.0, 2.5]]
+    yield "scores of 1,000", 1, [[998.0, 1000.0], [1001.0, 999.0]]
+    yield "scores of -1,000", 1, [[-1001.0], [-1000.0, -999.0]]
+    yield "the first block is hidden", 3, [[HIDDEN, HIDDEN], [0.5, 1.0], [2.0, HIDDEN]]
+    yield "a block in the middle is hidden", 1, [[0.5, 1.0], [HIDDEN, HIDDEN], [2.0, 0.0]]
+    yield "five random blocks", 4, [[draw.gauss(0, 3) for _ in range(n)] for n in (4, 4, 1, 4, 3)]
+
+
+def softmax_case(name: str, rows: list[list[float]], dim: int, seed: int) -> Case:
+    draw = torch.Generator().manual_seed(seed)
+    values = [torch.randint(-9, 10, (len(row), dim), generator=draw).double() for row in rows]
+    blocks = [(torch.tensor(row, dtype=torch.float64), value) for row, value in zip(rows, values, strict=True)]
+    return Case(name, (blocks,), whole_softmax(blocks))
 
 
 def whole_softmax(blocks: Blocks) -> Tensor:
@@ -116,14 +131,18 @@ SOFTMAX_MISTAKES = named(
 
 
 def softmax_explained(case: Case, got: Any) -> str:
-    scores = torch.cat([block[0] for block in case.arguments[0]])
-    if isinstance(got, list) and not all(isinstance(x, float) and math.isfinite(x) for x in got):
-        if (scores == HIDDEN).any():
-            return "NaN: in a block that is hidden completely, the maximum is -inf, and -inf - -inf is NaN."
-        if scores.max() > 700:
-            return "exp of a large score overflows: subtract the maximum so far before exp."
+    if not isinstance(got, list) or not all(isinstance(x, float) for x in got):
+        return ""
+    if not any(map(math.isnan, got)):
+        return SOFTMAX_MISTAKES(case, got)
+    largest = [scores.max().item() for scores, _ in case.arguments[0]]
+    if HIDDEN in largest:
+        return "NaN: in a block that is hidden completely, the maximum is -inf, and -inf - -inf is NaN."
+    if max(largest) > OVERFLOWS:
+        return "exp of a large score overflows: subtract the maximum so far before exp."
+    if max(largest) < -OVERFLOWS:
         return "All weights became 0, and 0 / 0 is NaN: the maximum must start at -inf, not at 0."
-    return SOFTMAX_MISTAKES(case, got)
+    return ""
 
 
 # ---- q3: merge -------------------------------------------------------------------------------------------------------
@@ -137,24 +156,36 @@ def state_of(scores: Tensor, values: Tensor) -> State:
 
 
 def merge_cases() -> Iterable[Case]:
-    draw = torch.Generator().manual_seed(11)
-    for name, heads, lengths, shift, hidden in (
-        ("the right maximum is larger", 1, (2, 3), 5.0, None),
-        ("the left maximum is larger", 1, (4, 2), -5.0, None),
-        ("three heads, each with its own maximum", 3, (5, 5), 0.0, None),
-        ("scores near 1,000", 2, (3, 3), 1000.0, None),
-        ("the left one saw nothing in head 1", 2, (3, 4), 0.0, 0),
-        ("the right one saw nothing in head 1", 2, (3, 4), 0.0, 1),
-        ("four parts, merged one after another", 3, (6, 1, 4, 4), 1.0, None),
+    return merges(11, as_shown)
+
+
+def merge_fresh(draw: random.Random) -> Iterable[Case]:
+    return drawn(merges(draw.randrange(2**31), anew(draw)))
+
+
+def merges(seed: int, pick: Pick) -> Iterable[Case]:
+    """Scores and values are drawn by the seed; which part has the largest score is said here, head by head."""
+    draw = torch.Generator().manual_seed(seed)
+    few = range(2, 6)
+    for name, lengths, top, level, hidden in (
+        ("the right maximum is larger", (pick(2, few), pick(3, few)), (1,), 0.0, None),
+        ("the left maximum is larger", (pick(4, few), pick(2, few)), (0,), 0.0, None),
+        ("three heads, each with its own maximum", (pick(5, few), pick(5, few)), (0, 1, 0), 0.0, None),
+        ("scores near 1,000", (3, 3), (1, 0), pick(1000.0, range(900, 1100)), None),
+        ("the left one saw nothing in head 1", (pick(3, few), pick(4, few)), (0, 1), 0.0, 0),
+        ("the right one saw nothing in head 1", (pick(3, few), pick(4, few)), (1, 0), 0.0, 1),
+        ("four parts, merged one after another", (pick(6, few), 1, pick(4, few), 4), (3, 2, 1), 0.0, None),
     ):
-        scores = torch.randn(heads, sum(lengths), generator=draw, dtype=torch.float64) * 2
-        values = torch.randint(-9, 10, (heads, sum(lengths), 2), generator=draw).double()
-        scores += shift * torch.arange(sum(lengths)) / sum(lengths)
+        scores = torch.randn(len(top), sum(lengths), generator=draw, dtype=torch.float64) * 2 + level
+        values = torch.randint(-9, 10, (len(top), sum(lengths), 2), generator=draw).double()
         parts = list(scores.split(lengths, dim=1))
+        for head, part in enumerate(top):
+            largest, own = scores[head].argmax(), parts[part][head].argmax() + sum(lengths[:part])
+            scores[head, [largest, own]] = scores[head, [own, largest]]
         if hidden is not None:
             parts[hidden][1] = HIDDEN
         pairs = zip(parts, values.split(lengths, dim=1), strict=True)
-        maximum, total, output = state_of(torch.cat(parts, dim=1), values)
+        maximum, total, output = state_of(scores, values)
         yield Case(name, ([state_of(*pair) for pair in pairs],), {"maximum": maximum, "sum": total, "output": output})
 
 
@@ -218,15 +249,29 @@ MERGE_MISTAKES = (
 )
 
 
+known_merge = named(*MERGE_MISTAKES)
+
+
 def merge_explained(case: Case, got: Any) -> str:
     if isinstance(got, str):
         return "`maximum` and `total` are [heads], `output` is [heads, dim]: give the factor a last dimension." * (
-            "size" in got or "shape" in got or "broadcast" in got
+            "must match the size" in got or "broadcast" in got
         )
-    known = named(*MERGE_MISTAKES)(case, got)
+    known = known_merge(case, got)
     if known:
         return known
-    if "nan" in str(got):
-        return "NaN: where a half saw nothing, its maximum is -inf. Subtract the common maximum, which is finite."
-    one = case.expected["maximum"].tolist()
-    return "The maximum of the whole is the larger of the two, head by head." if got["maximum"] != one else ""
+    if any(math.isnan(x) for x in floats([*got.values()])):
+        if any(HIDDEN in maximum for maximum, _, _ in case.arguments[0]):
+            return "NaN: where a half saw nothing, its maximum is -inf. Subtract the common maximum, which is finite."
+        return ""
+    right = case.expected["maximum"].tolist()
+    if floats(got["maximum"]) and not matches(got["maximum"], right, 1e-6, False):
+        return "The maximum of the whole is the larger of the two, head by head."
+    return ""
+
+
+def floats(got: Any) -> list[float]:
+    """The numbers of nested lists; nothing else."""
+    if isinstance(got, list):
+        return [x for part in got for x in floats(part)]
+    return [got] if isinstance(got, float) else []
