@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from math import ceil
-from typing import Any
 
 from pagedlab.basics.kv_size import layout_of
 from pagedlab.course.drivers.ch01 import part
 from pagedlab.course.drivers.ch04 import replay_blocks, replay_history, replay_runs
 from pagedlab.course.questions.ch04_allocator_mistakes import blocks_explained, runs_explained
+from pagedlab.course.questions.ch04_cases import (
+    block_cases,
+    block_fresh,
+    census_cases,
+    census_fresh,
+    run_cases,
+    run_fresh,
+)
 from pagedlab.course.questions.ch04_mistakes import CENSUS_MISTAKES, SERVER_MISTAKES, history_explained
 from pagedlab.course.questions.mistakes import named, named_by_part
 from pagedlab.course.questions.model import Case, Kind, Question
-from pagedlab.simulate.allocators import BestFit, Buddy, PagedAllocator, make_allocator
+from pagedlab.simulate.allocators import Buddy
 
 # ---- q1: a server by hand --------------------------------------------------------------------------------------------
 
@@ -46,110 +52,6 @@ def count_until_refused(memory: Buddy, size: int) -> int:
     return count
 
 
-# ---- q2: four ways to be empty ---------------------------------------------------------------------------------------
-
-
-def census_cases() -> Iterable[Case]:
-    draw = random.Random(4)
-    requests = [
-        ("reserve-max", 50, 50, 10),
-        ("power-of-two", 100, 300, 20),
-        ("power-of-two", 300, 256, 256),
-        ("power-of-two", 1000, 1030, 7),
-        ("oracle", 161, 338, 100),
-        ("oracle", 500, 12, 0),
-        ("paged", 30, 50, 0),
-        ("paged", 30, 4, 1),
-        ("paged", 40, 90, 8),
-        ("paged", 21, 3, 3),
-    ]
-    for kind in ("reserve-max", "power-of-two", "oracle", "paged"):
-        output = draw.randrange(40, 900)
-        requests.append((kind, draw.randrange(20, 900), output, draw.randrange(1, output)))
-    for kind, prompt, output, written in requests:
-        memory = make_allocator(kind, 4096)
-        assert memory.allocate("one", prompt, output) and memory.extend("one", written)
-        counts = memory.counts()
-        expected = {
-            "tokens": counts.token,
-            "reserved": counts.reserved,
-            "internal": counts.internal,
-            "rounding": counts.external,
-        }
-        yield Case(f"{kind}: {prompt} + {written} of {output}", (kind, prompt, output, written), expected)
-
-
-# ---- q3: best fit ----------------------------------------------------------------------------------------------------
-
-Script = list[tuple[Any, ...]]
-
-
-class OurBestFit:
-    """pagedlab's BestFit with the methods of the question."""
-
-    def __init__(self, capacity: int) -> None:
-        self.memory = BestFit(capacity)
-
-    def take(self, size: int) -> int | None:
-        run = self.memory.take(size)
-        return run.start if run else None
-
-    def give(self, start: int) -> None:
-        if start not in self.memory.used:
-            raise KeyError(start)
-        self.memory.give(start)
-
-    def gaps(self) -> list[tuple[int, int]]:
-        return [(start, size) for start, size in self.memory.free_runs()]
-
-    def compact(self) -> dict[int, int]:
-        return self.memory.compact()
-
-
-def run_cases() -> Iterable[Case]:
-    holes: Script = [("take", size) for size in (3, 1, 4, 1, 2, 5)] + give(0, 4, 9)
-    scripts: dict[str, tuple[int, Script]] = {
-        "one after another": (10, [("take", 3), ("take", 4), ("take", 4), ("take", 3), ("take", 1)]),
-        "the smallest gap that is large enough": (16, [*holes, ("take", 2), ("take", 3), ("take", 1)]),
-        "two gaps of one size": (12, [("take", 2), ("take", 1), ("take", 2), ("take", 7), *give(0, 3), ("take", 2)]),
-        "merge with the gap before": (12, [("take", 4)] * 3 + [*give(0, 4), ("take", 8)]),
-        "merge with the gap after": (12, [("take", 4)] * 3 + [*give(4, 0), ("take", 8)]),
-        "merge with both": (12, [("take", 4)] * 3 + [*give(0, 8, 4), ("take", 12)]),
-        "given back twice": (12, [("take", 4), ("take", 4), *give(4, 4, 3), ("take", 8)]),
-        "compact, and go on": (
-            16,
-            [("take", 3), ("take", 5), ("take", 4), *give(0), ("take", 7), ("compact",), ("take", 7), *give(5)],
-        ),
-        "compact twice": (10, [("take", 2)] * 4 + [*give(0, 4), ("compact",), ("compact",), ("give", 2)]),
-    }
-    scripts["thirty random actions"] = (40, random_script(40, 30, seed=6))
-    for name, (capacity, script) in scripts.items():
-        yield Case(name, (capacity, script), replay_runs(OurBestFit, capacity, script))
-
-
-def give(*starts: int) -> Script:
-    return [("give", start) for start in starts]
-
-
-def random_script(capacity: int, length: int, seed: int) -> Script:
-    """Runs are given back where best fit has put them."""
-    draw, memory = random.Random(seed), BestFit(capacity)
-    script: Script = []
-    for number in range(length):
-        if number % 15 == 14:
-            script.append(("compact",))
-            memory.compact()
-        elif memory.used and draw.random() < 0.5:
-            start = draw.choice(sorted(memory.used))
-            memory.give(start)
-            script.append(("give", start))
-        else:
-            size = draw.randrange(1, 13)
-            memory.take(size)
-            script.append(("take", size))
-    return script
-
-
 # ---- q4: histories ---------------------------------------------------------------------------------------------------
 
 
@@ -160,87 +62,6 @@ def history_cases() -> Iterable[Case]:
         ("both refuse", "refuses", "refuses"),
     ):
         yield Case(name, (name,), {"first fit": first_fit, "buddy": buddy, "enough is free": True})
-
-
-# ---- q5: blocks that come back ---------------------------------------------------------------------------------------
-
-
-class OurBlocks:
-    """The engine's way with blocks, from pagedlab's PagedAllocator; what is thrown away is a shorter request anew."""
-
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.size = block_size
-        self.memory = PagedAllocator(num_blocks * block_size, block_size, watermark=0.0)
-
-    @property
-    def tables(self) -> dict[Any, list[int]]:
-        return self.memory.tables
-
-    @property
-    def free_ids(self) -> list[int]:
-        return list(self.memory.free_queue)
-
-    def extend(self, name: str, num_tokens: int) -> bool:
-        if name in self.memory:
-            fits = self.memory.num_tokens(name) + num_tokens <= self.memory.capacity
-            return fits and self.memory.extend(name, num_tokens)
-        if not self.memory.allocate(name, 1, output_tokens=self.memory.capacity - 1):
-            return False
-        if not self.extend(name, num_tokens - 1):
-            self.memory.free(name)
-            return False
-        return True
-
-    def shrink(self, name: str, num_tokens: int) -> None:
-        left = self.memory.num_tokens(name) - num_tokens
-        self.memory.free(name)
-        assert self.extend(name, left)
-
-    def free(self, name: str) -> None:
-        if name not in self.memory:
-            raise KeyError(name)
-        self.memory.free(name)
-
-
-def block_cases() -> Iterable[Case]:
-    scripts: dict[str, tuple[int, int, Script]] = {
-        "a block exactly full": (
-            4,
-            4,
-            [("extend", "A", 4), ("extend", "A", 1), ("extend", "B", 8), ("extend", "A", 3)],
-        ),
-        "token by token": (3, 3, [("extend", "A", 1)] * 9 + [("extend", "A", 1)]),
-        "refused, then less is asked": (3, 4, [("extend", "A", 5), ("extend", "B", 9), ("extend", "B", 3)]),
-        "refused while it grows": (3, 4, [("extend", "A", 4), ("extend", "A", 12), ("extend", "A", 4)]),
-        "a refused stranger is unknown": (2, 4, [("extend", "A", 5), ("extend", "B", 1), ("free", "B"), ("free", "A")]),
-        "thrown away within a block": (4, 4, [("extend", "A", 7), ("shrink", "A", 2), ("extend", "B", 8)]),
-        "thrown away across blocks": (4, 4, [("extend", "A", 14), ("shrink", "A", 7), ("extend", "B", 8)]),
-        "thrown away to a full block": (4, 4, [("extend", "A", 10), ("shrink", "A", 2), ("extend", "A", 1)]),
-        "freed twice": (4, 4, [("extend", "A", 6), ("free", "A"), ("free", "A"), ("extend", "B", 16)]),
-        "ended, and begun again": (4, 4, [("extend", "A", 6), ("free", "A"), ("extend", "A", 3), ("free", "A")]),
-    }
-    scripts["a long day"] = (6, 4, random_day(6, 4, length=24, seed=9))
-    for name, (num_blocks, size, script) in scripts.items():
-        yield Case(name, (num_blocks, size, script), replay_blocks(OurBlocks, num_blocks, size, script))
-
-
-def random_day(num_blocks: int, block_size: int, length: int, seed: int) -> Script:
-    draw, blocks = random.Random(seed), OurBlocks(num_blocks, block_size)
-    script: Script = []
-    for _ in range(length):
-        name = draw.choice("ABC")
-        tokens = blocks.memory.num_tokens(name) if name in blocks.memory else 0
-        kind = draw.choice(["extend", "extend", "shrink", "free"])
-        if kind == "shrink" and tokens > 1:
-            script.append(("shrink", name, draw.randrange(1, min(tokens, 6))))
-            blocks.shrink(*script[-1][1:])
-        elif kind == "free" and tokens:
-            script.append(("free", name))
-            blocks.free(name)
-        else:
-            script.append(("extend", name, draw.randrange(1, 7)))
-            blocks.extend(*script[-1][1:])
-    return script
 
 
 QUESTIONS: tuple[Question, ...] = (
@@ -279,6 +100,7 @@ QUESTIONS: tuple[Question, ...] = (
             "max(0, slots - end) are internal. The others: reserved is end - now.",
         ),
         explain=named(*CENSUS_MISTAKES),
+        fresh=census_fresh,
     ),
     Question(
         id="ch04.q3",
@@ -296,6 +118,7 @@ QUESTIONS: tuple[Question, ...] = (
             "counter `top`; a run moves to top, then top grows by its size. Note the moves where start != top.",
         ),
         explain=runs_explained,
+        fresh=run_fresh,
         drive=replay_runs,
     ),
     Question(
@@ -334,6 +157,7 @@ QUESTIONS: tuple[Question, ...] = (
             "length / block_size) blocks. free uses tables.pop(name), which raises KeyError by itself.",
         ),
         explain=blocks_explained,
+        fresh=block_fresh,
         drive=replay_blocks,
     ),
 )
