@@ -54,7 +54,11 @@ class BeamSearch:
     def advance(self, scheduler: Scheduler) -> bool:
         """Choose the next generation of beams; True when the search is over."""
         chosen = self._choose()
-        parents = self.beams
+        kept = {parent.request for _, parent, _ in chosen}
+        for beam in self.beams:
+            if beam.request not in kept:
+                scheduler.finish(beam.request, "abort")  # before the forks, which take its seat and its blocks
+        parents = [beam for beam in self.beams if beam.request in kept]
         self.beams = []
         heirs: dict[Request, tuple[int, float]] = {}
         for cum_logprob, parent, token_id in chosen:
@@ -66,12 +70,9 @@ class BeamSearch:
             request = parent.request
             request.candidates = None
             request.num_reserved_seats = 0
-            if request in heirs:
-                token_id, parent.cum_logprob = heirs[request]
-                request.token_ids.append(token_id)
-                self.beams.append(parent)
-            else:
-                scheduler.finish(request, "abort")
+            token_id, parent.cum_logprob = heirs[request]
+            request.token_ids.append(token_id)
+            self.beams.append(parent)
         if not self.beams or self.beams[0].request.num_output_tokens >= self.params.max_tokens:
             self._end(scheduler)
             return True

@@ -161,11 +161,15 @@ class StepRecorder:
         owner = {
             block: request for request in scheduler.running for block in scheduler.block_manager.block_ids(request)
         }
+        # By the blocks that were filled, not by the status before: a beam may go to host memory and back in one step.
+        came_back = {owner[block] for _, block in decision.ops.swap_in}
         record = replace(
             self._snapshot(scheduler, len(self._steps), start),
             computed=tuple(Computed(self._name(item.request), item.start, item.end) for item in decision.items),
-            admitted=tuple(self._admission(request, before) for request in decision.admitted),
-            preempted=tuple(self._preemption(request, before) for request in decision.preempted),
+            admitted=tuple(self._admission(request, request in came_back) for request in decision.admitted),
+            preempted=tuple(
+                self._preemption(request, before[request], request in came_back) for request in decision.preempted
+            ),
             copies=tuple(Copy(self._name(owner[target]), source, target) for source, target in decision.ops.copies),
         )
         self._numbers[id(decision)] = record.number
@@ -228,13 +232,10 @@ class StepRecorder:
             block_ids=tuple(scheduler.block_manager.block_ids(request)) if runs else (),
         )
 
-    def _admission(self, request: Request, before: dict[Request, RequestState]) -> Admission:
+    def _admission(self, request: Request, came_back: bool) -> Admission:
         kept = request.num_computed_tokens
-        if before[request].status == RequestStatus.SWAPPED.value:
-            return Admission(self._name(request), num_swapped_tokens=kept)
-        return Admission(self._name(request), num_hit_tokens=kept)
+        return Admission(self._name(request), **{"num_swapped_tokens" if came_back else "num_hit_tokens": kept})
 
-    def _preemption(self, request: Request, before: dict[Request, RequestState]) -> Preemption:
-        mode = "swap" if request.status is RequestStatus.SWAPPED else "recompute"
-        was = before[request]
+    def _preemption(self, request: Request, was: RequestState, came_back: bool) -> Preemption:
+        mode = "swap" if came_back or request.status is RequestStatus.SWAPPED else "recompute"
         return Preemption(self._name(request), mode, was.num_computed, was.block_ids)

@@ -68,7 +68,7 @@ class Scheduler:
         policy: fcfs, priority or sjf.
         preemption_mode: recompute or swap.
         long_prefill_token_threshold: most tokens of one request in a step; 0 sets no limit.
-        tracer: receives schedule, preempt and finish events.
+        tracer: receives preempt events.
     """
 
     def __init__(
@@ -130,9 +130,12 @@ class Scheduler:
         """Let `child`, whose tokens start with `parent`'s computed ones, go on from parent's blocks.
 
         A parent that runs shares its blocks at once, and the child runs beside it. A parent that lost its blocks has
-        nothing to share: the child waits, and computes its tokens (or hits them in the prefix cache).
+        nothing to share, and where every seat is taken nobody can sit down: then the child waits, and computes its
+        tokens (or hits them in the prefix cache).
         """
-        if parent.status is RequestStatus.RUNNING:
+        has_seat = parent.num_reserved_seats > 0 or self._num_free_seats() > 0
+        parent.num_reserved_seats = max(0, parent.num_reserved_seats - 1)
+        if parent.status is RequestStatus.RUNNING and has_seat:
             self.block_manager.fork(parent, child)
             child.num_computed_tokens = parent.num_computed_tokens
             child.status = RequestStatus.RUNNING
@@ -168,11 +171,11 @@ class Scheduler:
                     items[request] = self._item(request, num_new)
                     budget -= num_new
                 index += 1
-        if not preempted:
-            # A step that takes blocks away admits nobody: those blocks are for the ones that run.
+        if not (preempted and items):
+            # A step that takes blocks away admits nobody, if one runs on: those blocks are for the ones that run.
             admitted = self._admit_waiting(items, budget)
-            while not items and self._preempt_paused(preempted):
-                admitted += self._admit_waiting(items, budget)
+        while not items and not self._awaits_tokens() and self._preempt_paused(preempted):
+            admitted += self._admit_waiting(items, budget)
         return Schedule(list(items.values()), self.block_manager.take_ops(), admitted, preempted)
 
     @staticmethod
@@ -187,7 +190,7 @@ class Scheduler:
         admitted: list[Request] = []
         if not self.waiting:
             return admitted
-        seats = self.max_num_seqs - sum(1 + request.num_reserved_seats for request in self.running)
+        seats = self._num_free_seats()
         while budget > 0:
             request = next((waiting for waiting in self.waiting if not waiting.is_paused), None)
             if request is None:
@@ -206,6 +209,14 @@ class Scheduler:
             request.status = RequestStatus.RUNNING
             admitted.append(request)
         return admitted
+
+    def _num_free_seats(self) -> int:
+        """Sequences that may still begin to run."""
+        return self.max_num_seqs - sum(1 + request.num_reserved_seats for request in self.running)
+
+    def _awaits_tokens(self) -> bool:
+        """Is a step in flight whose tokens will let somebody go on, or end and free its blocks?"""
+        return any(request.num_in_flight for request in self.running)
 
     def _preempt_paused(self, preempted: list[Request]) -> bool:
         """Nothing can run, for beams that wait for their siblings hold the blocks: take them from one of those."""
