@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +151,7 @@ def show_results(question: Question, results: list[Result], points: int, bar: st
         expected = format_value(result.case.expected)
         line = f"  {sign} {result.case.name}: got {result.got}"
         plain.append(line if result.passed else f"{line}, expected {expected}. {note}".rstrip())
-        rows.append([sign, text(result.case.name), text(result.got), text(expected), text(note)])
+        rows.append([sign, text(result.case.name), text(result.got), text(expected), note_markup(note)])
     plain.append(bar)
     if not solved:
         plain.append(f'Stuck? hint("{question.id}")')
@@ -158,6 +159,16 @@ def show_results(question: Question, results: list[Result], points: int, bar: st
     help_line = "" if solved else f"<br>Stuck? <code>hint(&quot;{question.id}&quot;)</code>"
     results_table = table(["", "case", "got", "expected", ""], *rows)
     emit("\n".join(plain), f"{heading}{results_table}<p><code>{bar}</code>{help_line}</p>")
+
+
+def note_markup(note: str) -> str:
+    """What a case says of the mistake behind it: wide enough to read beside long results, with its `code` as code."""
+    return f'<div style="min-width:18em">{with_code(note)}</div>' if note else ""
+
+
+def with_code(words: str) -> str:
+    """Escaped for HTML; what stands between backticks is shown as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(words))
 
 
 def hint(identifier: str) -> None:
@@ -172,4 +183,4 @@ def hint(identifier: str) -> None:
     shown = question.hints[number - 1]
     more = "Run the cell again for the next one." if number < len(question.hints) else "That is the last one."
     title = f"Hint {number} of {len(question.hints)}"
-    emit(f"{title}: {shown}\n{more}", f"<p><b>{title}.</b> {text(shown)}<br><i>{more}</i></p>")
+    emit(f"{title}: {shown}\n{more}", f"<p><b>{title}.</b> {with_code(shown)}<br><i>{more}</i></p>")
