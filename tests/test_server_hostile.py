@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from server_tools import RunningServer, check_error, connect, make_tiny_chat_model, read_all, running
+from server_tools import RunningServer, check_error, connect, http_bytes, make_tiny_chat_model, read_all, running
 
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces import cli
@@ -21,6 +23,7 @@ from pagedlab.interfaces.openai_server.protocol import (
     EmbeddingBody,
     TokenizeBody,
 )
+from pagedlab.interfaces.openai_server.server import allow_many_connections
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter
 
@@ -178,3 +181,97 @@ def test_an_errors_text_cannot_look_like_a_line_of_the_log() -> None:
     first, *rest = TextFormatter().format(record).split("\n")
     assert first.endswith("failed") and len(rest) > 3
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
+
+
+# ---- connections that only cost -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def impatient(model: Path) -> Iterator[RunningServer]:
+    with running(model, num_blocks=1024, body_timeout=0.5, send_timeout=0.5) as server:
+        yield server
+        server.wait_idle()
+
+
+def num_connections(server: RunningServer) -> int:
+    return len(server.server.server_state.connections)
+
+
+def wait_for_no_connection(server: RunningServer, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while num_connections(server):
+        assert time.monotonic() < deadline, f"{num_connections(server)} connections are still there"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"G"], ids=repr)
+def test_who_connects_and_asks_for_nothing_is_let_go(impatient: RunningServer, begin: bytes) -> None:
+    connections = [connect(impatient) for _ in range(100)]
+    for connection in connections:
+        connection.sendall(begin)
+    with impatient.client() as client:
+        assert client.get("/health").status_code == 200
+    wait_for_no_connection(impatient)
+    for connection in connections:
+        assert connection.recv(10) == b""
+        connection.close()
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_head_that_drips_in_is_not_waited_for(impatient: RunningServer, asked_before: bool) -> None:
+    """One byte now and then keeps no connection, neither at its beginning nor after an answer."""
+    with connect(impatient, timeout=5) as connection:
+        if asked_before:
+            connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        begin = time.monotonic()
+        with pytest.raises(OSError):
+            for byte in b"GET /health HTTP/1.1\r\nX: " + b"y" * 1000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert time.monotonic() - begin < 20
+    wait_for_no_connection(impatient)
+
+
+def test_a_connection_with_a_request_on_it_is_let_be(impatient: RunningServer) -> None:
+    body = {"prompt": "a", "max_tokens": 10_000, "ignore_eos": True, "stream": True}
+    with impatient.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        begin, lines = time.monotonic(), response.iter_lines()
+        while time.monotonic() - begin < 1.5:  # three times as long as a head may take
+            next(lines)
+    impatient.wait_idle()
+
+
+def tokenize_bytes(text: str, *headers: str) -> bytes:
+    """Asks for an answer that is two and a half times as long as the text."""
+    return http_bytes("/tokenize", json.dumps({"prompt": text, "return_token_strs": True}).encode(), *headers)
+
+
+def test_a_whole_answer_that_nobody_reads_is_thrown_away(impatient: RunningServer) -> None:
+    """Its megabytes would stay in memory for as long as the client likes. (The system's buffers hold up to 4 MB.)"""
+    with connect(impatient, receive_buffer=4096) as connection:
+        connection.sendall(tokenize_bytes("the quick " * 350_000))
+        wait_for_no_connection(impatient)
+        assert 0 < len(read_all(connection)) < 6_000_000
+
+
+def test_a_slow_reader_gets_the_whole_answer(impatient: RunningServer) -> None:
+    with connect(impatient, receive_buffer=4096) as connection:
+        connection.sendall(tokenize_bytes("the quick " * 40_000, "Connection: close"))
+        parts = []
+        while part := connection.recv(16_384):
+            parts.append(part)
+            time.sleep(0.005)
+    answer = b"".join(parts).partition(b"\r\n\r\n")[2]
+    assert json.loads(answer)["count"] > 40_000
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_the_system_lets_it() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        allow_many_connections()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 65_536) and hard == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

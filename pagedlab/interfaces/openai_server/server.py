@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
-import json
 import logging
 import os
+import resource
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pagedlab.config import EngineConfig
 from pagedlab.errors import ConfigError
@@ -24,31 +25,17 @@ from pagedlab.interfaces.engine import LLMEngine
 from pagedlab.interfaces.engine_parts import build_parts, load_tokenizer
 from pagedlab.interfaces.openai_server.app import build_app
 from pagedlab.interfaces.openai_server.errors import ApiError
+from pagedlab.interfaces.openai_server.http_protocol import HttpProtocol
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.telemetry import configure_logging, interface_log
 from pagedlab.model_authoring.models.provision import DEFAULT_MODEL, resolve_model
 
 MAX_HEADER_BYTES = 64 << 10
+MAX_OPEN_FILES = 65_536
 SWITCH_INTERVAL = 0.0005
 """Seconds that a thread may keep the GIL while another wants it."""
 ENGINE_DIED = 70
 """Exit status when the engine died (sysexits' EX_SOFTWARE)."""
-
-
-class HttpProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with two additions. It is h11's rather than the faster httptools, which bounds no header."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # A stream that nobody reads cannot be closed, which would wait for the reader: it has to be cut.
-        self.app_state = {**self.app_state, "abort_connection": transport.abort}
-
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP never reaches the app; it gets the stated shape here."""
-        body = json.dumps(ApiError(400, msg).body().model_dump()).encode()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -60,7 +47,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=HttpProtocol,
+                http=partial(HttpProtocol, head_timeout=settings.body_timeout, send_timeout=settings.send_timeout),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -150,6 +137,14 @@ def load_engine(config: EngineConfig) -> LLMEngine:
     return LLMEngine(config, parts)
 
 
+def allow_many_connections() -> None:
+    """Raise this process's limit of open files, which is often 1024: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    with contextlib.suppress(ValueError, OSError):  # a system may forbid what it has announced
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
     """Serve until SIGTERM, Ctrl-C or the engine's death. Returns the exit status."""
     configure_logging(settings.log_format, settings.log_level)
@@ -161,6 +156,7 @@ def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
     # came, and more than that while a client's large body was parsed.
     gc.collect()
     gc.freeze()
+    allow_many_connections()
     try:
         server.run()
     except SystemExit:

@@ -182,7 +182,7 @@ class Serving:
 
     def event_stream(self, stream: RequestStream, chunks: AsyncIterator[BaseModel]) -> EventStream:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
-        return EventStream(chunks, stream.close, self.settings.send_timeout, deadline)
+        return EventStream(chunks, stream.close, deadline)
 
 
 def check_completion(completion: CompletionOutput) -> None:

@@ -24,9 +24,9 @@ class ServerSettings:
         max_pending_requests: unfinished requests; one more is refused with 503.
         max_pending_tokens: prompt tokens of unfinished requests, likewise.
         max_body_bytes: a larger request body is refused with 413.
-        body_timeout: seconds that a client may take to send a body.
+        body_timeout: seconds that a client may take to send a request's head, and again to send its body.
         request_timeout: seconds from a request's arrival to its last token; then it is aborted.
-        send_timeout: seconds that a client may leave a stream unread; then it is cut off and its request aborted.
+        send_timeout: seconds that a client may leave an answer unread; then it is cut off and its request aborted.
         drain_timeout: seconds that running requests get to finish after SIGTERM.
         dead_engine_grace: seconds that a server with a dead engine goes on answering 503 before it exits.
         log_format: text for people, json for machines: one object a line.

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from pagedlab.interfaces.openai_server.errors import as_api_error
-from pagedlab.interfaces.openai_server.telemetry import interface_log
 
 Result = TypeVar("Result")
 
@@ -59,37 +58,27 @@ class EventStream(Response):
     Args:
         chunks: what to send.
         close: called once, however it ends: aborts what still runs.
-        send_timeout: seconds that the client may leave a chunk unread.
         deadline: when to give up, on the event loop's clock.
     """
 
-    def __init__(
-        self, chunks: AsyncIterator[BaseModel], close: Callable[[], None], send_timeout: float, deadline: float
-    ) -> None:
+    def __init__(self, chunks: AsyncIterator[BaseModel], close: Callable[[], None], deadline: float) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._chunks = chunks
         self._close = close
-        self._send_timeout = send_timeout
         self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with contextlib.suppress(ClientGone):
-                await until_disconnect(receive, self._write(scope, send))
+                await until_disconnect(receive, self._write(send))
         finally:
             self._close()
 
-    async def _write(self, scope: Scope, send: Send) -> None:
+    async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for data in self._events():
-            try:
-                async with asyncio.timeout(self._send_timeout):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            except TimeoutError:
-                interface_log.warning("the client does not read", extra={"request_id": scope["state"]["request_id"]})
-                scope["state"]["abort_connection"]()
-                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncIterator[bytes]:
