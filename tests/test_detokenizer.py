@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pagedlab.errors import ModelError
-from pagedlab.interfaces.detokenizer import IncrementalDetokenizer, decode_all
+from pagedlab.interfaces.detokenizer import BegunStop, IncrementalDetokenizer, decode_all
 from pagedlab.model_authoring.models.provision import resolve_model
 
 MANY = settings(derandomize=True, deadline=None, max_examples=150)
@@ -285,3 +287,39 @@ def test_prompt_text_is_never_part_of_the_output():
     detokenizer = IncrementalDetokenizer(tokenizer, encode(tokenizer, "stop"), stop=["stop"])
     assert detokenizer.text == "" and detokenizer.stream_text(finished=True) == ""
     assert detokenizer.stopped_on is None
+
+
+# ---- what stop strings cost -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=3), st.lists(st.text("abc", max_size=5)))
+def test_held_back_is_the_longest_end_that_may_become_a_stop_string(stops: list[str], pieces: list[str]) -> None:
+    begun, text = [BegunStop(stop) for stop in stops], ""
+    for piece in pieces:
+        text += piece
+        for one, stop in zip(begun, stops, strict=True):
+            one.extend(piece)
+            assert one.length == max(n for n in range(len(stop)) if text.endswith(stop[:n]))
+
+
+def test_long_stop_strings_cost_a_few_looks_at_each_character() -> None:
+    """Lines of code run, not time: 16 strings of 256 characters took 4000 a token, of every client's time."""
+    letters = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    letters.decoder = decoders.Fuse()
+    stops = ["a" * (240 + n) + "c" for n in range(16)]
+    detokenizer, count = IncrementalDetokenizer(letters, [], stop=stops), 0
+
+    def count_lines(frame: Any, event: str, _: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return count_lines
+
+    before = sys.gettrace()
+    sys.settrace(count_lines)
+    try:
+        for _ in range(300):
+            detokenizer.append(0)
+            detokenizer.stream_text(False)
+    finally:
+        sys.settrace(before)
+    assert detokenizer.text == "a" * 300 and count / 300 < 16 * 20

@@ -55,6 +55,7 @@ class IncrementalDetokenizer:
     ) -> None:
         self._decode = _decoder(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
+        self._begun = [BegunStop(one) for one in self._stop]
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._num_tokens = 0
@@ -117,6 +118,8 @@ class IncrementalDetokenizer:
         """Add text, and end it at the first stop string that it completes."""
         known = len(self.text)
         self.text += new_text
+        for begun in self._begun:
+            begun.extend(new_text)
         if not self._stop or self._num_tokens <= self._min_tokens:
             return
         matches = []
@@ -132,13 +135,43 @@ class IncrementalDetokenizer:
         """Length of the longest end of the text that could still become a stop string."""
         if self._include_stop:
             return 0  # found or not, these characters stay
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self.text)), longest, -1):
-                if self.text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        return max((begun.length for begun in self._begun), default=0)
+
+
+class BegunStop:
+    """How long an end of a growing text could still become `stop`: the longest that `stop` begins with, but not all.
+
+    Each character is looked at about once, whatever the strings (Knuth, Morris and Pratt, 1977, "Fast Pattern Matching
+    in Strings"). To compare every end anew costs the engine's thread milliseconds a token for a few long stop strings,
+    and every other request waits for them.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._borders = borders(stop)
+        self.length = 0
+
+    def extend(self, text: str) -> None:
+        stop, length = self._stop, self.length
+        for character in text:
+            while length and stop[length] != character:
+                length = self._borders[length - 1]
+            length += stop[length] == character
+            if length == len(stop):
+                length = self._borders[-1]
+        self.length = length
+
+
+@lru_cache(maxsize=256)
+def borders(text: str) -> tuple[int, ...]:
+    """For each beginning of `text`, the length of the longest shorter beginning that it also ends with."""
+    found = [0]
+    for end in range(1, len(text)):
+        length = found[-1]
+        while length and text[length] != text[end]:
+            length = found[length - 1]
+        found.append(length + (text[length] == text[end]))
+    return tuple(found)
 
 
 def decode_all(
