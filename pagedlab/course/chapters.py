@@ -128,11 +128,6 @@ CHAPTERS = (
         "How near is the engine to what the hardware allows?",
         ("runtime/kernels", "runtime/decode_graphs.py"),
     ),
-    Chapter(
-        "14_past_one_machine",
-        "Past one machine",
-        "What has to be sent when one machine is not enough?",
-    ),
 )
 
 TOKEN_WAY = (
