@@ -252,6 +252,12 @@ CACHES = Answers(
             "was copied",
         ),
         ("nothing returned", cache("return self.memory[0", "self.memory[0"), "must return two tensors"),
+        ("keys alone returned", cache(", self.memory[1, layer, :end]", ""), "must return two tensors"),
+        (
+            "only the rows of the first token written",
+            cache("layer, start:end] = key", "layer, start : start + 1] = key[:1]"),
+            "not those that were appended",
+        ),
         (
             "torch's own error when full",
             cache('        if end > self.capacity:\n            raise ValueError("full")\n', ""),
@@ -274,14 +280,14 @@ CACHES = Answers(
         (
             "crop forgets nothing",
             cache("min(length, self.lengths[layer])", "self.lengths[layer]"),
-            "len() counts tokens",
+            "that crop has made it forget",
         ),
         (
             "crop of layer 0 alone",
             cache("for layer in range(len(self.lengths))", "for layer in [0]"),
             "crop must make every layer",
         ),
-        ("length in layers", cache("return self.lengths[0]", "return sum(self.lengths)"), "not layers or calls"),
+        ("length in layers", cache("return self.lengths[0]", "return sum(self.lengths)"), "tokens of layer 0"),
         (
             "heads in front",
             cache(
@@ -584,7 +590,7 @@ GENERATIONS = Answers(
             generate("lengths.append(len(keys))", "lengths.append(len(prompt) + len(output) + 1)"),
             "lengths are not",
         ),
-        ("one token too few", generate("range(new_tokens)", "range(new_tokens - 1)"), "new tokens are asked"),
+        ("one token too few", generate("range(new_tokens)", "range(new_tokens - 1)"), "New tokens that are asked"),
         ("the tokens alone", generate("return output, lengths", "return output"), "two lists"),
     ],
 )

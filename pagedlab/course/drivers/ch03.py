@@ -28,7 +28,7 @@ def replay(answer: Any, shape: Sequence[int], script: Sequence[tuple[Any, ...]])
         try:
             if name == "append":
                 layer, tokens = details
-                keys, values = cache.append(layer, rows(tokens, shape), -rows(tokens, shape))
+                keys, values = two_tensors(cache.append(layer, rows(tokens, shape), -rows(tokens, shape)))
                 seen.setdefault(layer, []).extend([keys, values])  # kept, so that no memory is used again meanwhile
                 record.append(contents(keys, values, shape))
             elif name == "crop":
@@ -40,7 +40,19 @@ def replay(answer: Any, shape: Sequence[int], script: Sequence[tuple[Any, ...]])
                 record.append(memory_in_words(seen[details[0]]))
         except ValueError:
             record.append("ValueError")
+        except (RuntimeError, IndexError) as error:  # torch's own
+            if isinstance(error, NotImplementedError):
+                raise
+            record.append(f"{type(error).__name__}: {error}".splitlines()[0])
     return record
+
+
+def two_tensors(returned: Any) -> tuple[Tensor, Tensor]:
+    """Refuses what is not keys and values, not as a ValueError, which would look like a full cache."""
+    found = tuple(returned) if isinstance(returned, (tuple, list, Tensor)) else ()
+    if len(found) != 2 or not all(isinstance(part, Tensor) and part.dim() > 0 for part in found):
+        raise TypeError("append must return two tensors")
+    return found[0], found[1]
 
 
 def rows(tokens: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -52,8 +64,8 @@ def contents(keys: Tensor, values: Tensor, shape: Sequence[int]) -> str:
     """The tokens whose keys came back, and the first thing that is odd about them."""
     if tuple(keys.shape[1:]) != tuple(shape[2:]):
         return f"keys of shape {list(keys.shape)}"
-    numbers = [int(row.flatten()[0]) for row in keys]
-    words = "keys of " + (" ".join(map(str, numbers)) or "nothing")
+    numbers = [float(row.flatten()[0]) for row in keys]
+    words = "keys of " + (" ".join(f"{number:g}" for number in numbers) or "nothing")
     if values.shape != keys.shape or not torch.equal(values, -keys):
         return words + ", values do not belong to them"
     return words

@@ -63,7 +63,7 @@ QUESTIONS: tuple[Question, ...] = (
             "config.get('num_key_value_heads', query heads), config.get('head_dim', hidden_size // query heads); with "
             "kv_lora_rank it is layers * (kv_lora_rank + qk_rope_head_dim) * bytes.",
         ),
-        explain=named(*BYTES_MISTAKES),
+        explain=named(*BYTES_MISTAKES, tolerance=0.0),
     ),
     Question(
         id="ch03.q3",

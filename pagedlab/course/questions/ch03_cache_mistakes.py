@@ -23,9 +23,8 @@ from pagedlab.course.questions.model import Case
 def cache_explained(case: Case, got: Any) -> str:
     """By the first operation whose result is not right."""
     if isinstance(got, str):
-        if "NoneType" in got or "unpack" in got:
-            return "append must return two tensors: the keys and the values of all tokens of the layer."
-        return "A token that does not fit must raise ValueError." if "ValueError" in case.expected else ""
+        asked = "append must return two tensors"
+        return f"{asked}: the keys and the values of all tokens of the layer." if asked in got else ""
     shape, script = case.arguments
     for number, (said, right) in enumerate(zip(got, case.expected, strict=False)):
         if said == right:
@@ -36,37 +35,49 @@ def cache_explained(case: Case, got: Any) -> str:
         if said == "ValueError":
             full = "A full layer takes no more"
             return f"{full}, but there is room here: how many tokens does the layer hold? Does crop make room?"
+        if not said.startswith(KINDS[operation]):  # an error of torch
+            return ""
         if operation == "memory":
             return "The layer was copied: write behind what is there, and return a view of the same memory."
         if operation == "length":
-            return f"len() counts tokens, not layers or calls: {right} is right, {said} was said."
+            cropped = any(step[0] == "crop" for step in script[:number])
+            forgets = ", without those that crop has made it forget" if cropped else ""
+            return f"len() counts the tokens of layer 0{forgets}: {right} is right, {said} was said."
         return contents_explained(said, right, script, number, shape)
     return ""
+
+
+KINDS = {"append": "keys of ", "crop": "cropped", "length": "length ", "memory": ""}
+"""How a record of an operation begins, unless it failed."""
 
 
 def contents_explained(
     said: str, right: str, script: Sequence[tuple[Any, ...]], number: int, shape: Sequence[int]
 ) -> str:
     """What may have happened if an append returned other tokens."""
-    _, _, new = script[number]
-    found, wanted = (
-        [int(word) for word in words.split(",")[0].split()[2:] if word.lstrip("-").isdigit()] for words in (said, right)
-    )
+    _, layer, new = script[number]
+    found, wanted = (words.split(",")[0].removeprefix("keys of ").split() for words in (said, right))
+    old, found = wanted[: -len(new)], [] if found == ["nothing"] else found
+    earlier = script[:number]
     if said.startswith("keys of shape"):
         return f"Rows have the shape [kv_heads, head_dim] = {list(shape[2:])}."
-    if said.endswith("do not belong to them"):
+    if said.endswith("do not belong to them") and found == wanted:
         return "The values are not those of these keys: two places are needed, one for keys and one for values."
-    if found == new:
+    if found == [str(token) for token in new]:
         return "Only the new rows came back: attention needs those of all tokens so far."
-    if len(found) == shape[1] and found != wanted:
+    if len(found) == shape[1] > len(wanted):
         return "The empty places came back too: return only as many rows as are filled."
-    if len(found) < len(wanted) and len(new) > 1:
+    if len(new) > 1 and found == wanted[: len(old) + 1]:
         return "Several tokens may come at once: the layer grows by as many rows as are appended."
-    if len(found) == len(wanted):
+    if len(found) == len(wanted) and found[: len(old)] != old:
         return "The right number of rows, but old ones were written over: new rows go behind what the layer holds."
-    if any(step[0] == "crop" for step in script[:number]):
-        return "crop must make every layer forget the tokens behind `length`."
-    return "Each layer has its own length: all layers get the same tokens, one after the other."
+    if len(found) == len(wanted):
+        return "The right number of rows, and the old ones are right: the new ones are not those that were appended."
+    if any(step[0] == "crop" for step in earlier):
+        return "crop must make every layer forget the tokens behind `length`, and no others."
+    if any(step[0] == "append" and step[1] != layer for step in earlier):
+        return "Each layer has its own length: all layers get the same tokens, one after the other."
+    return ""
 
 
 # ---- q4: one step of grouped attention -------------------------------------------------------------------------------
@@ -178,7 +189,8 @@ OTHER_MISTAKES = (
 def generate_explained(case: Case, got: Any) -> str:
     """The fewest of the faults that give this result."""
     if not isinstance(got, dict):
-        return "Return two lists: the new tokens, and the lengths of the cache." if "Error" in str(got) else ""
+        no_lists = isinstance(got, str) and ("unpack" in got or "not iterable" in got)
+        return "Return two lists: the new tokens, and the lengths of the cache." if no_lists else ""
 
     def gives(faults: Sequence[str] = (), other: str = "") -> bool:
         faulty = partial(faulty_generate, faults=faults, other=other)
@@ -194,5 +206,5 @@ def generate_explained(case: Case, got: Any) -> str:
     if got["tokens"] == case.expected["tokens"]:
         return "The tokens are right, the lengths are not: the number of cached keys after each pass."
     if len(got["tokens"]) != len(case.expected["tokens"]):
-        return f"{len(case.expected['tokens'])} new tokens are asked, {len(got['tokens'])} came."
+        return f"New tokens that are asked: {len(case.expected['tokens'])}; that came: {len(got['tokens'])}."
     return ""

@@ -179,7 +179,11 @@ CHAT_MISTAKES = (
 def chat_explained(case: Case, got: Any) -> str:
     """A mistake counts if it gives all three, or at least one that is wrong."""
     if not isinstance(got, dict) or set(got) != {"naive", "per_answer", "kept"}:
-        return "" if "Error" in str(got) else "Return a dictionary with the keys naive, per_answer and kept."
+        return (
+            ""
+            if isinstance(got, str) and "Error" in got
+            else "Return a dictionary with the keys naive, per_answer and kept."
+        )
     right = plain_value(case.expected)
     made = [(mistake.says, plain_value(mistake.do(*case.arguments))) for mistake in CHAT_MISTAKES]
     for says, numbers in made:
@@ -187,6 +191,7 @@ def chat_explained(case: Case, got: Any) -> str:
             return says
     for key in right:
         if got[key] != right[key]:
-            named = [says for says, numbers in made if numbers[key] == got[key]]
+            # Zeros are no mistake of this kind: the number was not counted at all.
+            named = [says for says, numbers in made if numbers[key] == got[key] != [0, 0]]
             return named[0] if named else f"{key} is not right yet."
     return ""
