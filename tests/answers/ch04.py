@@ -417,6 +417,7 @@ HISTORIES = Answers(
         ("refused on the way", histories("t4 t8 g0 t4"), "Only the last take may be refused"),
         ("given back twice", histories("t1 t4 g0 g0 t4"), "given back once"),
         ("addresses for numbers", histories("t1 t4 g1 g4 t4"), "counts the takes"),
+        ("another word for give", histories("t1 t4 g0 t4").replace("give", "free"), 'An action is ("take", size)'),
         ("odd sizes", histories(both="t1 t1 g0 t7"), "powers of two"),
         ("external taken for rounding", histories(buddy="t3 t3 t2"), "powers of two"),
         ("an entry forgotten", "histories = {}", "no entry"),

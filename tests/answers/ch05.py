@@ -324,6 +324,11 @@ WITNESS = Answers(
         ("the shortest ones", witness()),
         ("others, as tuples", "witness = dict(fifo=(7, 8, 8, 9, 7), lru=(1, 2, 3, 4, 1), clock=(1, 2, 1, 3, 5, 2, 9))"),
         (
+            "NumPy and torch",
+            "witness = dict(fifo=np.array([1, 2, 2, 2, 1]), lru=torch.tensor([1, 2, 3, 4, 3]), "
+            "clock=[np.int64(1), 2, 1, 3, 4, 1])",
+        ),
+        (
             "found by trial",
             """
             import random
@@ -480,7 +485,7 @@ FORK = Answers(
         ("written in place", machine("self.users[old] > 1", "False"), "the other program sees it"),
         ("the same table", machine("self.tables[parent][:]", "self.tables[parent]"), "a table of its own"),
         ("an empty copy", machine("self.new(self.content[old])", 'self.new(" " * 4)'), "keeps the rest of the page"),
-        ("count not lowered", machine("            self.users[old] -= 1\n", ""), "One copy too many"),
+        ("count not lowered", machine("            self.users[old] -= 1\n", ""), "lowers its count"),
         (
             "the whole table copied",
             machine(
@@ -505,7 +510,7 @@ FORK = Answers(
             ),
             "letters of its own",
         ),
-        ("copies not counted", machine("            self.copies += 1\n", ""), "differs first here: write B"),
+        ("copies not counted", machine("            self.copies += 1\n", ""), "copied, and not counted"),
     ],
 )
 

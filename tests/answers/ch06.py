@@ -308,11 +308,11 @@ PREFILLS = Answers(
         ),
     ],
     wrong=[
-        ("as found", "prefill = prefill_as_found", "All four faults"),
+        ("as found", "prefill = prefill_as_found", "All four faults show here"),
         (
             "whole blocks",
             prefill("    count =", "    chunk_size = max(16, chunk_size // 16 * 16)\n    count ="),
-            "One fault is left. The chunk size need not",
+            "need not be a multiple",
         ),
         (
             "the rest lost",
@@ -322,13 +322,13 @@ PREFILLS = Answers(
                 "    for i",
                 "    token = None\n    for i",
             ),
-            "One fault is left. The rest of the prompt is lost",
+            "The rest of the prompt is lost",
         ),
-        ("positions from 0", prefill("first + j for", "j for"), "One fault is left. Positions go on"),
+        ("positions from 0", prefill("first + j for", "j for"), "Positions go on"),
         (
             "all chunks sampled",
             prefill("sample=i == count - 1", "sample=True"),
-            "One fault is left. Only the last chunk",
+            "Only the last chunk",
         ),
         (
             "the first chunk's token",
@@ -341,7 +341,7 @@ PREFILLS = Answers(
         (
             "positions and samples",
             prefill("first + j for", "j for", "sample=i == count - 1", "sample=True"),
-            "Two faults are left",
+            "Two faults show here",
         ),
         (
             "an empty chunk",
@@ -358,7 +358,7 @@ PREFILLS = Answers(
             ),
             "in the cache already",
         ),
-        ("nothing returned", prefill("    return token", ""), "differs first here: first token: None"),
+        ("nothing returned", prefill("    return token", ""), "nothing is returned"),
     ],
 )
 

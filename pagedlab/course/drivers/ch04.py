@@ -103,6 +103,8 @@ def replay_history(histories: Any, key: str) -> dict[str, Any]:
     sizes: list[int] = []
     starts: list[list[int]] = []  # of each take, on either memory
     for number, (action, value) in enumerate(history):
+        if action not in ("take", "give"):
+            return {"no history": f"no action {action}"}
         if action == "take" and value not in (1, 2, 4, 8):
             return {"no history": f"size {value}"}
         if action == "give":

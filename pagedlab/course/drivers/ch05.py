@@ -115,7 +115,7 @@ POLICIES: dict[str, tuple[Policy, Policy]] = {
 
 def try_witness(witness: Any, key: str) -> dict[str, Any]:
     """Does this string of pages make the policy as found count other faults than the right one?"""
-    pages = list(witness[key])
+    pages = [page.item() if hasattr(page, "item") else page for page in witness[key]]
     if len(pages) > MAX_ACCESSES:
         return {"accesses": len(pages)}
     if not all(isinstance(page, int) and not isinstance(page, bool) for page in pages):

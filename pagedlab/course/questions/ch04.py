@@ -18,7 +18,7 @@ from pagedlab.course.questions.ch04_cases import (
     run_fresh,
 )
 from pagedlab.course.questions.ch04_mistakes import CENSUS_MISTAKES, SERVER_MISTAKES, history_explained
-from pagedlab.course.questions.mistakes import named, named_by_part
+from pagedlab.course.questions.mistakes import any_of, named_by_part
 from pagedlab.course.questions.model import Case, Kind, Question
 from pagedlab.simulate.allocators import Buddy
 
@@ -99,7 +99,7 @@ QUESTIONS: tuple[Question, ...] = (
             "paged: it has ceil(now / 16) × 16 slots. Of those, min(end, slots) - now are reserved, and "
             "max(0, slots - end) are internal. The others: reserved is end - now.",
         ),
-        explain=named(*CENSUS_MISTAKES),
+        explain=any_of(*CENSUS_MISTAKES),
         fresh=census_fresh,
     ),
     Question(

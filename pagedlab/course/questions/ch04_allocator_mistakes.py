@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from pagedlab.course.drivers.ch04 import replay_blocks, replay_runs
-from pagedlab.course.questions.mistakes import Mistake, named, or_first_difference
+from pagedlab.course.questions.mistakes import Mistake, any_of, or_first_difference
 from pagedlab.course.questions.model import Case
 
 # ---- q3: best fit ----------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ RUN_MISTAKES = (
     run_mistake("`compact` returns old start -> new start, not the other way round.", slides="backwards"),
 )
 
-runs_explained = or_first_difference(named(*RUN_MISTAKES))
+runs_explained = or_first_difference(any_of(*RUN_MISTAKES))
 
 
 # ---- q5: blocks that come back ---------------------------------------------------------------------------------------
@@ -158,7 +158,6 @@ def block_mistake(says: str, **options: Any) -> Mistake:
 BLOCK_MISTAKES = (
     block_mistake("A refused request has not grown: its length must stay as it was.", counts_refused=True),
     *(block_mistake(says, **{fault: True}) for fault, says in FAULTS.items()),
-    *(block_mistake(f"{FAULTS[a]} {FAULTS[b]}", **{a: True, b: True}) for a, b in pairwise([*FAULTS, *FAULTS])),
     block_mistake("Rounded down: the tokens of a partly filled block have no place.", rounds_down=True),
     block_mistake(
         "The last free block may be taken too: refuse only if more are needed than are free.", refuses_last=True
@@ -170,13 +169,17 @@ BLOCK_MISTAKES = (
     ),
     block_mistake("To free a request that is not there is a mistake of the caller: raise KeyError.", silent=True),
 )
+TWO_FAULTS = [block_mistake(f"{FAULTS[a]} {FAULTS[b]}", **{a: True, b: True}) for a, b in pairwise([*FAULTS, *FAULTS])]
+
+one_block_mistake, two_block_mistakes = any_of(*BLOCK_MISTAKES), any_of(*TWO_FAULTS)
 
 
-known_block_mistakes = named(*BLOCK_MISTAKES)
-
-
-def blocks_explained(case: Case, got: Any) -> str:
-    says = known_block_mistakes(case, got)
-    if not says and "two places" in str(got):
+def known_block_mistakes(case: Case, got: Any) -> str:
+    if says := one_block_mistake(case, got) or two_block_mistakes(case, got):
+        return says
+    if isinstance(got, list) and "two places" in str(got):
         return "A block is in two places: two requests will write over each other's tokens."
-    return says or or_first_difference(known_block_mistakes)(case, got)
+    return ""
+
+
+blocks_explained = or_first_difference(known_block_mistakes)

@@ -172,10 +172,14 @@ CENSUS_MISTAKES = (
 def history_explained(case: Case, got: Any) -> str:
     key = case.arguments[0]
     if isinstance(got, str):
-        if got.startswith("KeyError"):
+        if got == f"KeyError: {key!r}":
             return f'The dictionary has no entry "{key}" yet.'
         return 'Make it a dictionary of lists of pairs: {"both refuse": [("take", 2), ("give", 0), ...], ...}.'
+    if not isinstance(got, dict) or not got.keys() & {"no history", "enough is free"}:
+        return ""
     reason = str(got.get("no history", ""))
+    if reason.startswith("no action"):
+        return 'An action is ("take", size) or ("give", number).'
     if reason.endswith("actions"):
         return f"At most {MAX_ACTIONS} actions are allowed: there is a shorter way."
     if reason.startswith("size"):

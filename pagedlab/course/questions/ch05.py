@@ -15,14 +15,14 @@ from pagedlab.course.questions.ch05_cases import (
     read_cases,
     read_fresh,
 )
+from pagedlab.course.questions.ch05_machine_mistakes import machine_explained
 from pagedlab.course.questions.ch05_mistakes import (
     ADDRESS_MISTAKES,
     DISK_MISTAKES,
     READ_MISTAKES,
-    machine_explained,
     witness_explained,
 )
-from pagedlab.course.questions.mistakes import named, named_by_part
+from pagedlab.course.questions.mistakes import any_of, named_by_part
 from pagedlab.course.questions.model import Case, Kind, Question
 from pagedlab.simulate.kv_memory import KVMemory
 from pagedlab.simulate.virtual_memory import VirtualMemory
@@ -109,7 +109,7 @@ QUESTIONS: tuple[Question, ...] = (
             "frame: a fault; the piece begins at frame * page_size + at % page_size. If it runs past `size`, the error "
             "is at `size`.",
         ),
-        explain=named(*READ_MISTAKES),
+        explain=any_of(*READ_MISTAKES),
         fresh=read_fresh,
         drive=access_in_words,
     ),
@@ -128,7 +128,7 @@ QUESTIONS: tuple[Question, ...] = (
             "dirty = queue.pop(page) on a hit, False after a fault; queue[page] = dirty or kind == 'write'. Before a "
             "fault puts a page into full memory: oldest = next(iter(queue)), and count a write back if it is dirty.",
         ),
-        explain=named(*DISK_MISTAKES),
+        explain=any_of(*DISK_MISTAKES),
         fresh=disk_fresh,
         drive=disk_traffic,
     ),

@@ -19,8 +19,9 @@ from pagedlab.course.questions.ch06_cases import (
     prefill_fresh,
 )
 from pagedlab.course.questions.ch06_mistakes import PROMPT_MISTAKES, mask_explained
-from pagedlab.course.questions.ch06_step_mistakes import CHUNK_MISTAKES, plan_explained, prefill_explained
-from pagedlab.course.questions.mistakes import named, named_by_part
+from pagedlab.course.questions.ch06_promise_mistakes import promise_explained
+from pagedlab.course.questions.ch06_step_mistakes import plan_explained, prefill_explained
+from pagedlab.course.questions.mistakes import named_by_part
 from pagedlab.course.questions.model import Case, Kind, Question
 from pagedlab.simulate import chunking
 from pagedlab.simulate.roofline import Chunk, ModelShape
@@ -151,7 +152,7 @@ QUESTIONS: tuple[Question, ...] = (
             "max((m for m in range(1, prompt + 1) if worst(m) <= promise), default=0), where worst(m) goes through "
             "past = 0, m, 2m, ... with new = min(m, prompt - past).",
         ),
-        explain=named(*CHUNK_MISTAKES),
+        explain=promise_explained,
         fresh=chunk_fresh,
         seconds=30.0,
     ),

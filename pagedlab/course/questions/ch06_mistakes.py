@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pagedlab.course.drivers.ch02 import mask_rows
-from pagedlab.course.questions.mistakes import Mistake, named
+from pagedlab.course.questions.mistakes import Mistake, any_of
 from pagedlab.course.questions.model import Case
 
 # ---- q1: a long prompt by hand ---------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def mask_mistake(says: str, **options: Any) -> Mistake:
     return Mistake(says, lambda *arguments: mask_by(*arguments, **options))
 
 
-MASK_MISTAKES = named(
+MASK_MISTAKES = any_of(
     mask_mistake(
         "Keys are read in whole blocks: there is a column for every slot of the last block, too.", padded=False
     ),
@@ -141,13 +141,14 @@ MASK_MISTAKES = named(
 
 
 def mask_explained(case: Case, got: Any) -> str:
-    if isinstance(got, list) and "?" in "".join(map(str, got)):
+    if not isinstance(got, list) or not all(isinstance(row, str) for row in got):
+        return ""
+    if "?" in "".join(got):
         return (
             "The mask is boolean: True where the key may be seen. Numbers to add to the scores are made from it later."
         )
     if says := MASK_MISTAKES(case, got):
         return says
-    past, new, size = case.arguments
-    if isinstance(got, list) and got and len(got) == -(-(past + new) // size) * size and len(got[0]) == new:
+    if len({len(row) for row in got}) == 1 and ["".join(column) for column in zip(*got, strict=True)] == case.expected:
         return "Rows and columns are swapped: a row for each query of the chunk, a column for each slot."
     return ""

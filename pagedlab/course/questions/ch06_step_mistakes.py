@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from pagedlab.course.drivers.ch06 import RequestPlan, ToyModel, replay_prefill, run_plan
-from pagedlab.course.questions.mistakes import Mistake, named, or_first_difference
+from pagedlab.course.questions.mistakes import Mistake, any_of, or_first_difference
 from pagedlab.course.questions.model import Case
 
 # ---- q3: one step's plan ---------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def plan_mistake(says: str, **options: Any) -> Mistake:
     return Mistake(says, do)
 
 
-PLAN_MISTAKES = named(
+PLAN_MISTAKES = any_of(
     plan_mistake("The budget counts tokens of the step, not requests.", counts="requests"),
     plan_mistake("The limit is missing: one request may not take more than `limit` tokens of a step.", limited="no"),
     plan_mistake("The limit is for each request; all together share the budget.", limited="all"),
@@ -98,7 +98,7 @@ PLAN_MISTAKES = named(
 
 
 def plan_explained(case: Case, got: Any) -> str:
-    if isinstance(got, str):
+    if isinstance(got, str) and any(words in got for words in ("unpack", "not iterable", "zip()")):
         return "Return one pair for each request of the list, in its order: (how many tokens, does it get a token?)."
     return or_first_difference(PLAN_MISTAKES)(case, got)
 
@@ -106,7 +106,7 @@ def plan_explained(case: Case, got: Any) -> str:
 # ---- q4: a prefill to repair -----------------------------------------------------------------------------------------
 
 FAULTS = {
-    "blocks": "The chunk size need not be a multiple of the block size.",
+    "blocks": "The chunks are not of `chunk_size` tokens, which need not be a multiple of the block size.",
     "rest": "The rest of the prompt is lost: the number of chunks is rounded up.",
     "positions": "Positions go on from chunk to chunk: they begin at the chunk's start, not at 0.",
     "samples": "Only the last chunk is asked for a token: what follows another one is the prompt's own next token.",
@@ -134,9 +134,9 @@ def prefill_by(
         positions = range(first, first + len(chunk))
         last = i == count - 1
         tokens.append(model.forward(chunk, positions, asks and (last or "samples" in faults)))
-    if not tokens:
+    if not tokens or returns == "nothing":
         return None
-    return tokens[0] if returns == "first" or ("samples" in faults and returns != "later") else tokens[-1]
+    return tokens[0] if "samples" in faults and returns != "later" else tokens[-1]
 
 
 def prefill_mistake(says: str, **options: Any) -> Mistake:
@@ -146,97 +146,35 @@ def prefill_mistake(says: str, **options: Any) -> Mistake:
     return Mistake(says, do)
 
 
-def left_over(faults: tuple[str, ...]) -> str:
-    count = ("", "One fault is left.", "Two faults are left.", "Three faults are left.", "All four faults are left.")
-    return " ".join([count[len(faults)], *(FAULTS[fault] for fault in faults)])
-
-
-PREFILL_MISTAKES = named(
-    *(
-        prefill_mistake(left_over(faults), faults=faults, returns=returns)
-        for size in (1, 2, 3, 4)
+def prefill_faults(size: int) -> list[Mistake]:
+    """Every combination of so many of the four faults, returning the first of several sampled tokens, or the last."""
+    count = ("", "", "Two faults show here. ", "Three faults show here. ", "All four faults show here. ")
+    return [
+        prefill_mistake(count[size] + " ".join(FAULTS[fault] for fault in faults), faults=faults, returns=returns)
         for faults in combinations(FAULTS, size)
         for returns in ("last", "later")
+    ]
+
+
+ONE_FAULT = any_of(
+    *prefill_faults(1),
+    prefill_mistake(
+        "The calls are right, but nothing is returned: return what the last call gives.", returns="nothing"
     ),
-    prefill_mistake("The first chunk yields no token: return the last chunk's.", returns="first"),
     prefill_mistake("An empty chunk at the end: the prompt is a multiple of the chunk size.", empty=True),
     prefill_mistake("That is one pass: no step may compute more than `chunk_size` tokens.", whole=True),
     prefill_mistake("Nobody is asked for a token: the last chunk yields the first token of the answer.", asks=False),
     prefill_mistake("A chunk computes a token that is in the cache already.", overlap=1),
 )
-prefill_explained = or_first_difference(PREFILL_MISTAKES)
-
-# ---- q5: a promise ---------------------------------------------------------------------------------------------------
-
-Cost = dict[str, int]
+SEVERAL_FAULTS = [any_of(*prefill_faults(size)) for size in (2, 3, 4)]
 
 
-def steps_by(
-    prompt: int, size: int, decodes: int, cost: Cost, context: str = "all", chats: bool = True, launch: bool = True
-) -> list[int]:
-    steps = []
-    for past in range(0, prompt, size):
-        new = min(size, prompt - past)
-        keys = {"all": past + new, "cached": past, "own": new}[context]
-        rows = new + decodes * chats
-        steps.append(cost["launch"] * launch + cost["token"] * rows + cost["pair"] * new * keys)
-    return steps
+def known_prefill_mistakes(case: Case, got: Any) -> str:
+    if got == ["first token: None"]:
+        return (
+            "The model is never called here: what is left of a prompt needs a chunk, too, and here that is all of it."
+        )
+    return next((says for explain in (ONE_FAULT, *SEVERAL_FAULTS) if (says := explain(case, got))), "")
 
 
-def largest_by(
-    prompt: int,
-    decodes: int,
-    cost: Cost,
-    promise: int,
-    measure: Any = max,
-    stops: bool = False,
-    smallest: bool = False,
-    below: bool = False,
-    multiple: int = 1,
-    halves: bool = False,
-    none: int = 0,
-    **options: Any,
-) -> int:
-    """The chunk size that somebody finds; every option is one way to go wrong."""
-
-    def keeps(size: int) -> bool:
-        worst = measure(steps_by(prompt, size, decodes, cost, **options))
-        return bool(worst < promise if below else worst <= promise)
-
-    if halves:
-        low, high = 0, prompt
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if keeps(middle) else (low, middle - 1)
-        return low
-    kept = [size for size in range(multiple, prompt + 1, multiple) if keeps(size)]
-    if stops:
-        sizes = range(1, prompt + 1)
-        return next((size - 1 for size in sizes if not keeps(size)), prompt)
-    return (min(kept) if smallest else max(kept)) if kept else none
-
-
-def chunk_mistake(says: str, **options: Any) -> Mistake:
-    return Mistake(says, lambda *arguments: largest_by(*arguments, **options))
-
-
-GROWS = "The worst gap does not always grow with the size: where the last chunk gets shorter, it falls. Try all sizes."
-SHORT = "The last chunk may be a short one, and is then the shortest step: take the longest of all."
-BACK = "Later chunks look back at the cached tokens, too: with as many new tokens they take longer than the first."
-CHUNK_MISTAKES = (
-    chunk_mistake(GROWS, stops=True),
-    chunk_mistake(GROWS, halves=True),
-    chunk_mistake(SHORT, measure=min),
-    chunk_mistake(BACK, measure=lambda s: s[0]),
-    chunk_mistake(SHORT, measure=lambda s: s[-1]),
-    chunk_mistake("That bounds the whole prefill. The promise is about each step: the chats' gap.", measure=sum),
-    chunk_mistake("A mean keeps no promise: every gap must be short enough.", measure=lambda s: sum(s) / len(s)),
-    chunk_mistake("The chats' own tokens are missing: each step computes one for each of them.", chats=False),
-    chunk_mistake("Each step costs `launch`, however small its chunk is.", launch=False),
-    chunk_mistake("A chunk's tokens also look at the chunk itself: past + new keys.", context="cached"),
-    chunk_mistake(BACK, context="own"),
-    chunk_mistake("That is the smallest size that keeps the promise; the largest is asked.", smallest=True),
-    chunk_mistake("A gap as long as the promise keeps it.", below=True),
-    chunk_mistake("The chunk size need not be a multiple of the block size.", multiple=16),
-    chunk_mistake("If no size keeps the promise the answer is 0.", none=1),
-)
+prefill_explained = or_first_difference(known_prefill_mistakes)

@@ -36,6 +36,24 @@ def named(*mistakes: Mistake, tolerance: float = 1e-6, absolute: bool = False) -
     return explain
 
 
+MAX_LIKELY = 3
+
+
+def any_of(*mistakes: Mistake, tolerance: float = 1e-6, absolute: bool = False) -> Callable[[Case, Any], str]:
+    """As `named`, for results that many mistakes give: tells all that it may be, or nothing if those are too many."""
+
+    def explain(case: Case, got: Any) -> str:
+        found = [m.says for m in mistakes if matches(got, outcome(m, case), tolerance, absolute)]
+        likely = list(dict.fromkeys(found))
+        if len(likely) > MAX_LIKELY:
+            return ""
+        return (
+            likely[0] if len(likely) == 1 else " ".join(f"{'Or' if i else 'Either'}: {s}" for i, s in enumerate(likely))
+        )
+
+    return explain
+
+
 def outcome(mistake: Mistake, case: Case) -> Any:
     """What the mistake gives; if it raises, the text that a reader's answer gives that raises the same."""
     try:
