@@ -285,7 +285,7 @@ TIMES = Answers(
 def report(
     answered: str = "r['error'] is None",
     good: str = "r['ttft'] <= max_ttft and (r['tpot'] is None or r['tpot'] <= max_tpot)",
-    rank: str = "times[math.ceil(p * len(times) / 100) - 1]",
+    rank: str = "times[math.ceil(p * len(times) / 100) - 1] if times else None",
     goodput: str = "len(good) / seconds",
 ) -> str:
     return f"""
@@ -313,7 +313,7 @@ LOAD_REPORT = Answers(
                     kept += request["ttft"] <= max_ttft and (request["tpot"] or 0) <= max_tpot
                 times.sort()
                 def at(percent):
-                    return next(t for i, t in enumerate(times, 1) if 100 * i >= percent * len(times))
+                    return next((t for i, t in enumerate(times, 1) if 100 * i >= percent * len(times)), None)
                 return dict(p50=at(50), p90=at(90), goodput=kept / seconds)
             """,
         ),
@@ -331,6 +331,7 @@ LOAD_REPORT = Answers(
         ("None compared", report(good="r['ttft'] <= max_ttft and r['tpot'] <= max_tpot"), "look before you compare"),
         ("all requests sorted", report(answered="True"), "None"),
         ("one place too high", report(rank="times[min(len(times) - 1, p * len(times) // 100)]"), "one place too high"),
+        ("nobody answered", report(rank="times[math.ceil(p * len(times) / 100) - 1]"), "Nobody was answered"),
         ("interpolated", report(rank="float(__import__('numpy').percentile(times, p))"), "between two measurements"),
         ("mean and maximum", report(rank="sum(times) / len(times) if p == 50 else times[-1]"), "p50 is the median"),
         (

@@ -26,8 +26,8 @@ def load_report(
     rank: str = "nearest",
     mean: bool = False,
     strict: bool = False,
-) -> dict[str, float]:
-    """p50 and p90 of TTFT, and goodput; each switch makes one mistake."""
+) -> dict[str, float | None]:
+    """p50 and p90 of TTFT (None if nobody was answered), and goodput; each switch makes one mistake."""
     answered = [request for request in requests if failed or request["error"] is None]
 
     def fits(value: float | None, limit: float) -> bool:
@@ -43,6 +43,8 @@ def load_report(
         and (one == "ttft" or fits(request["tpot"], max_tpot))
     ]
     times = sorted(request["ttft"] for request in answered if request["ttft"] is not None)
+    if not times:
+        return {"p50": None, "p90": None, "goodput": 0.0}
     if mean:
         return {"p50": sum(times) / len(times), "p90": max(times), "goodput": len(good) / seconds}
 
@@ -82,6 +84,8 @@ def report_cases() -> Iterable[Case]:
             )
         arguments = (requests, 7.5, 0.5, 0.06)
         yield Case(f"{count} requests", arguments, load_report(*arguments))
+    down = [{"ttft": None, "tpot": None, "error": "503"}, {"ttft": 0.2, "tpot": 0.03, "error": "the stream broke"}]
+    yield Case("nobody was answered", (down, 2.0, 0.5, 0.04), {"p50": None, "p90": None, "goodput": 0.0})
 
 
 REPORT_MISTAKES = (
@@ -108,6 +112,8 @@ REPORT_MISTAKES = (
 
 def explain_report(case: Case, got: Any) -> str:
     if isinstance(got, str):
+        if "Error" in got and all(request["error"] is not None for request in case.arguments[0]):
+            return "Nobody was answered: there is no percentile to take (None), and the goodput is 0."
         if "NoneType" in got:
             return "ttft is None where no token came, tpot where only one came: look before you compare."
         return 'Return a dictionary with "p50", "p90" and "goodput".' if "Error" in got else ""
