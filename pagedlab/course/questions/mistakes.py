@@ -45,11 +45,9 @@ def any_of(*mistakes: Mistake, tolerance: float = 1e-6, absolute: bool = False) 
     def explain(case: Case, got: Any) -> str:
         found = [m.says for m in mistakes if matches(got, outcome(m, case), tolerance, absolute)]
         likely = list(dict.fromkeys(found))
-        if len(likely) > MAX_LIKELY:
-            return ""
-        return (
-            likely[0] if len(likely) == 1 else " ".join(f"{'Or' if i else 'Either'}: {s}" for i, s in enumerate(likely))
-        )
+        if len(likely) == 1:
+            return likely[0]
+        return f"Either: {' Or: '.join(likely)}" if 1 < len(likely) <= MAX_LIKELY else ""
 
     return explain
 
