@@ -39,7 +39,7 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
         max_pending_requests=settings.max_pending_requests,
         max_pending_tokens=settings.max_pending_tokens,
     )
-    serving = Serving(settings, async_engine, tokenizer, default_name)
+    serving = Serving(settings, async_engine, tokenizer, default_name, engine.config.scheduling_policy == "priority")
     metrics = ServerMetrics(serving.names[0])
     metrics.watch(async_engine)
     endpoint = settings.otlp_traces_endpoint

@@ -38,7 +38,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Any:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     stream = serving.submit(request, "chatcmpl", [prompt], params, body.cache_salt, body.priority)
-    answer = ChatAnswer(body, stream.request_ids[0], model, len(prompt.token_ids))
+    answer = ChatAnswer(body, stream.request_ids[0], model, len(prompt.token_ids), serving.tokenizer)
     if body.stream:
         return serving.event_stream(stream, answer.chunks(stream))
     return answer.whole(await serving.outputs(request, stream))
@@ -47,8 +47,9 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Any:
 class ChatAnswer:
     """What becomes of one body."""
 
-    def __init__(self, body: ChatBody, request_id: str, model: str, num_prompt_tokens: int) -> None:
+    def __init__(self, body: ChatBody, request_id: str, model: str, num_prompt_tokens: int, tokenizer: Any) -> None:
         self.body = body
+        self.tokenizer = tokenizer
         self.common: dict[str, Any] = {"id": request_id, "created": now(), "model": model}
         self.counted = UsageCount(num_prompt_tokens)
 
@@ -105,4 +106,4 @@ class ChatAnswer:
     def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
         if not self.body.logprobs:
             return None
-        return chat_logprobs(completion.logprobs or (), self.body.top_logprobs or 0)
+        return chat_logprobs(completion.logprobs or (), self.body.top_logprobs or 0, self.tokenizer)

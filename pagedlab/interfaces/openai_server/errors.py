@@ -99,12 +99,24 @@ def _http_message(error: HTTPException) -> str:
     return str(error.detail)
 
 
+UNSUPPORTED = {
+    "best_of": "best_of other than 1 is not supported: use n, and choose among the answers.",
+    "suffix": "suffix is not supported: the model continues a text, it fills no gap.",
+    "tools": "Tools are not supported: leave tools out.",
+    "tool_choice": "Tools are not supported: leave tool_choice out.",
+    "response_format": 'Of response formats only {"type": "text"} is supported: ask for JSON in the prompt.',
+}
+"""Options that OpenAI's clients know and this server takes in their harmless form alone."""
+
+
 def validation_error(errors: list[Mapping[str, Any]]) -> ApiError:
     """A 400 from pydantic's findings: the first of them, and the field that it is about."""
     first = errors[0]
     location = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is no valid JSON: {first.get('ctx', {}).get('error', 'it does not parse')}.")
+    if location and location[0] in UNSUPPORTED:
+        return ApiError(400, UNSUPPORTED[location[0]], param=location[0])
     if first["type"] == "no_such_option":
         name = first["ctx"]["name"]
         return ApiError(400, f"There is no option {name!r}: leave it out.", param=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pagedlab.interfaces.openai_server.responses import (
     ChatLogprobs,
@@ -10,6 +11,7 @@ from pagedlab.interfaces.openai_server.responses import (
     CompletionLogprobs,
     TokenLogprob,
 )
+from pagedlab.interfaces.openai_server.token_bytes import token_bytes
 from pagedlab.interfaces.outputs import Logprob
 
 Entry = dict[int, Logprob]
@@ -35,19 +37,27 @@ def completion_logprobs(
         found.text_offset.append(text_offset)
         found.tokens.append(token)
         found.token_logprobs.append(chosen)
-        found.top_logprobs.append({_text(one): _number(one) for one in entry.values()} if entry else None)
+        found.top_logprobs.append(_by_text(entry) if entry else None)
         text_offset += len(token)
     return found
 
 
-def chat_logprobs(entries: Sequence[Entry], num_top: int) -> ChatLogprobs:
+def chat_logprobs(entries: Sequence[Entry], num_top: int, tokenizer: Any) -> ChatLogprobs:
     """The chat form: each token with its `num_top` best alternatives."""
     content = []
     for entry in entries:
-        best = sorted(entry.values(), key=lambda one: one.rank or 0)[:num_top]
-        chosen = next(iter(entry.values()))
-        content.append(ChatTokenLogprob(**_token(chosen), top_logprobs=[TokenLogprob(**_token(one)) for one in best]))
+        tokens = [(one, _token(one, token_id, tokenizer)) for token_id, one in entry.items()]
+        best = sorted(tokens, key=lambda pair: pair[0].rank or 0)[:num_top]
+        content.append(ChatTokenLogprob(**tokens[0][1], top_logprobs=[TokenLogprob(**token) for _, token in best]))
     return ChatLogprobs(content=content)
+
+
+def _by_text(entry: Entry) -> dict[str, float]:
+    """Several tokens may have one text (bytes of no character): the chosen one counts first, then the better one."""
+    found: dict[str, float] = {}
+    for one in entry.values():
+        found.setdefault(_text(one), _number(one))
+    return found
 
 
 def _chosen(entry: Entry) -> tuple[str, float]:
@@ -55,8 +65,9 @@ def _chosen(entry: Entry) -> tuple[str, float]:
     return _text(chosen), _number(chosen)
 
 
-def _token(one: Logprob) -> dict:
-    return {"token": _text(one), "logprob": _number(one), "bytes": list(_text(one).encode())}
+def _token(one: Logprob, token_id: int, tokenizer: Any) -> dict:
+    text = _text(one)
+    return {"token": text, "logprob": _number(one), "bytes": list(token_bytes(tokenizer, token_id, text))}
 
 
 def _text(one: Logprob) -> str:

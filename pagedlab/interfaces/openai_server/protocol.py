@@ -192,6 +192,9 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     name: Name | None = None
+    # A template that leaves them out would show the model another conversation than the client's.
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
 
     def as_turn(self) -> dict[str, str]:
         """What a chat template reads. Templates know no developer, which is the newer name of system."""

@@ -50,14 +50,23 @@ class Serving:
         engine: not started yet, perhaps.
         tokenizer: of its own: the engine's thread uses another, for a tokenizer is not made for two threads.
         default_name: what the model is called if settings name nothing.
+        has_priorities: the scheduler looks at a request's priority.
     """
 
-    def __init__(self, settings: ServerSettings, engine: AsyncLLMEngine, tokenizer: Any, default_name: str) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine: AsyncLLMEngine,
+        tokenizer: Any,
+        default_name: str,
+        has_priorities: bool = False,
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.tokenizer = tokenizer
         self.names = settings.served_model_name or [default_name]
         self.created = int(time.time())
+        self.has_priorities = has_priorities
         self.is_draining = False
         self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
 
@@ -145,6 +154,10 @@ class Serving:
         """Queue the prompts of one call, in the name of whoever sent it."""
         if self.is_draining:
             raise ApiError(503, "The server is shutting down: ask another.", code="draining", retry_after=10)
+        if priority and not self.has_priorities:
+            raise ApiError(
+                400, "priority is read under --scheduling-policy priority alone: leave it out.", param="priority"
+            )
         tenant_salt = request.state.tenant.cache_salt
         salt = ":".join(part for part in (tenant_salt, cache_salt) if part) or None
         request_id = f"{kind}-{request.state.request_id}"
