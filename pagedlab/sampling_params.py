@@ -196,6 +196,8 @@ class BeamSearchParams:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (high and value > high):
                 bounds = f"from 1 to {high}" if high else "at least 1"
                 raise InvalidRequestError(f"{name} must be an integer {bounds}, got {value!r}.")
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequestError(f"ignore_eos must be True or False, got {self.ignore_eos!r}.")
         if self.temperature != 0:
             raise InvalidRequestError(f"temperature must be 0 for beam search, got {self.temperature}.")
         if not isinstance(self.length_penalty, (int, float)) or not math.isfinite(self.length_penalty):

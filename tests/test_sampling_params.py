@@ -174,6 +174,7 @@ def test_params_are_frozen_because_n_sequences_share_them():
 BEAM_OUT_OF_RANGE = {
     "beam_width": [0, 65, 1.5, True, None],
     "max_tokens": [0, 1.5, True, None],
+    "ignore_eos": [None, 1, "no"],
     "temperature": [0.7, -1, math.nan],
     "length_penalty": [math.nan, math.inf, "1"],
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,18 +11,19 @@ from typing import Any
 
 from pagedlab.config import EngineConfig
 from pagedlab.errors import InvalidRequestError, PagedlabError
-from pagedlab.interfaces.detokenizer import IncrementalDetokenizer
 from pagedlab.interfaces.engine_parts import EngineParts, build_parts
-from pagedlab.interfaces.input_processing import Limits, Prompt, check_lengths, check_params, check_prompt, parse_prompt
-from pagedlab.interfaces.output_processing import Completion, Generation
-from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestMetrics, RequestOutput
-from pagedlab.model_authoring.beam_search import Beam, BeamSearch
+from pagedlab.interfaces.input_processing import Limits, Prompt
+from pagedlab.interfaces.output_processing import Generation
+from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestOutput
+from pagedlab.interfaces.request_building import RequestBuilder, derive_seed
 from pagedlab.model_authoring.model_executor import ModelExecutor, QueueingWorker
 from pagedlab.model_authoring.request import PoolingParams, Request
 from pagedlab.model_authoring.scheduler import Schedule, Scheduler
 from pagedlab.runtime.batch import PendingStep, StepResult
 from pagedlab.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 from pagedlab.trace import Tracer
+
+__all__ = ["EngineStats", "LLMEngine", "LaunchedStep", "derive_seed"]
 
 
 @dataclass(slots=True)
@@ -110,6 +110,7 @@ class LLMEngine:
             num_blocks=self.block_manager.num_usable_blocks,
             max_num_seqs=self.parts.max_num_seqs,
         )
+        self._builder = RequestBuilder(self.limits, self.tokenizer, self.parts.eos_token_ids, self.config.seed)
         queues = isinstance(self.executor.worker, QueueingWorker)
         wanted = self.config.async_scheduling
         self.runs_ahead = queues and (self.parts.is_asynchronous if wanted is None else wanted)
@@ -136,7 +137,7 @@ class LLMEngine:
         """Queue a request. It starts with the next step that has room.
 
         Args:
-            request_id: names the request until it ends.
+            request_id: names the request until it ends; not empty.
             prompt: text, token ids, or vLLM's dictionaries.
             params: SamplingParams generates, BeamSearchParams searches, PoolingParams pools the hidden states.
             priority: smaller first, under scheduling_policy="priority".
@@ -146,76 +147,22 @@ class LLMEngine:
         Raises:
             InvalidRequestError: the request could never be served; the engine is as before.
         """
-        params = params if params is not None else SamplingParams()
         if request_id in self._generations:
             raise InvalidRequestError(f"Request id {request_id!r} is in use: give each unfinished request its own id.")
-        text, token_ids = parse_prompt(prompt, self.tokenizer, add_special_tokens)
-        check_prompt(token_ids, self.limits)
-        metrics = RequestMetrics(arrival_time=time.perf_counter())
-        root = Request(
-            request_id=request_id,
-            prompt_token_ids=token_ids,
-            params=params if isinstance(params, SamplingParams) else SamplingParams(max_tokens=1),
+        generation = self._builder.build(
+            request_id,
+            prompt,
+            params if params is not None else SamplingParams(),
             arrival=self._num_arrivals,
             priority=priority,
             cache_salt=cache_salt,
+            add_special_tokens=add_special_tokens,
         )
-        generation = Generation(request_id, text, root, metrics)
-        if isinstance(params, BeamSearchParams):
-            self._prepare_beams(root, generation, params)
-        elif isinstance(params, PoolingParams):
-            check_lengths(len(token_ids), 0, 1, self.limits)
-            root.pooling = params
-        else:
-            self._prepare_completions(root, generation, params)
+        root = generation.root
+        self.scheduler.add(root)
         self._num_arrivals += 1
         self._generations[request_id] = generation
-        self.tracer.emit("add_request", "interfaces", request_id, num_prompt_tokens=len(token_ids))
-        self.scheduler.add(root)
-
-    def _prepare_completions(self, root: Request, generation: Generation, params: SamplingParams) -> None:
-        check_params(params, self.limits, self.tokenizer is not None)
-        check_lengths(root.num_prompt_tokens, params.max_tokens, params.n, self.limits)
-        eos = frozenset() if params.ignore_eos else self.parts.eos_token_ids
-        root.stop_token_ids = eos | frozenset(params.stop_token_ids or ())
-        root.seed = params.seed if params.seed is not None else derive_seed(self.config.seed, root.arrival)
-        for index in range(1, params.n):
-            child = Request(
-                request_id=f"{root.request_id}/{index}",
-                prompt_token_ids=root.prompt_token_ids,
-                params=params,
-                stop_token_ids=root.stop_token_ids,
-                seed=root.seed + index,
-                arrival=root.arrival,
-                priority=root.priority,
-                cache_salt=root.cache_salt,
-                group_id=root.request_id,
-                index=index,
-            )
-            root.pending_forks.append(child)
-        root.num_reserved_seats = len(root.pending_forks)
-        generation.completions = [
-            Completion(sequence, self._detokenizer(sequence)) for sequence in (root, *root.pending_forks)
-        ]
-
-    def _prepare_beams(self, root: Request, generation: Generation, params: BeamSearchParams) -> None:
-        check_lengths(root.num_prompt_tokens, params.max_tokens, params.beam_width, self.limits)
-        root.num_candidates = 2 * params.beam_width
-        root.num_reserved_seats = params.beam_width - 1
-        generation.beam_search = BeamSearch(params, self.parts.eos_token_ids, [Beam(root)])
-
-    def _detokenizer(self, sequence: Request) -> IncrementalDetokenizer | None:
-        if self.tokenizer is None:
-            return None
-        params = sequence.params
-        return IncrementalDetokenizer(
-            self.tokenizer,
-            sequence.prompt_token_ids,
-            skip_special_tokens=params.skip_special_tokens,
-            stop=tuple(params.stop or ()),
-            include_stop_str_in_output=params.include_stop_str_in_output,
-            min_tokens=params.min_tokens,
-        )
+        self.tracer.emit("add_request", "interfaces", request_id, num_prompt_tokens=root.num_prompt_tokens)
 
     def abort_request(self, request_ids: str | Iterable[str]) -> list[RequestOutput]:
         """End requests at once and free their blocks; ids that are unknown or ended are passed over.
@@ -408,9 +355,3 @@ class LLMEngine:
         self._stats.schedule_time += step.scheduled - step.begin
         self._stats.execute_time += (step.launched - step.scheduled) + (executed - waited)
         self._stats.update_time += time.perf_counter() - executed
-
-
-def derive_seed(*numbers: int) -> int:
-    """A seed that is fixed by `numbers` and unlike those of neighbouring ones."""
-    digest = hashlib.sha256(repr(numbers).encode()).digest()
-    return int.from_bytes(digest[:7], "little")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from pagedlab.errors import InvalidRequestError
-from pagedlab.sampling_params import SamplingParams
+from pagedlab.model_authoring.request import PoolingParams
+from pagedlab.sampling_params import BeamSearchParams, SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}."""
@@ -32,13 +34,33 @@ class Limits:
     max_num_seqs: int
 
 
+def check_call(request_id: Any, params: Any, priority: Any, cache_salt: Any) -> None:
+    """Refuse arguments of the wrong type before they are queued: compared or hashed later, they would stop everybody.
+
+    Raises:
+        InvalidRequestError: with one sentence that says what to change.
+    """
+    if not isinstance(request_id, str) or not request_id:
+        raise InvalidRequestError(f"A request id must be text that is not empty, got {request_id!r}.")
+    if not isinstance(params, (SamplingParams, BeamSearchParams, PoolingParams)):
+        raise InvalidRequestError(
+            "A request's options must be SamplingParams, BeamSearchParams or PoolingParams, got "
+            f"{type(params).__name__}."
+        )
+    if not isinstance(priority, Integral):
+        raise InvalidRequestError(f"priority must be an integer, got {priority!r}.")
+    if cache_salt is not None and not isinstance(cache_salt, str):
+        raise InvalidRequestError(f"cache_salt must be text or None, got {cache_salt!r}.")
+
+
 def parse_prompt(
     prompt: Prompt, tokenizer: Any | None, add_special_tokens: bool = True
 ) -> tuple[str | None, list[int]]:
     """The prompt's text, if it came as text, and its token ids.
 
     Raises:
-        InvalidRequestError: it is of none of the forms of `Prompt`, or text came and there is no tokenizer.
+        InvalidRequestError: it is of none of the forms of `Prompt`, it is no Unicode, or text came and there is no
+            tokenizer.
     """
     if isinstance(prompt, Mapping):
         if prompt.get("prompt_token_ids") is not None:
@@ -49,6 +71,10 @@ def parse_prompt(
             )
         prompt = prompt["prompt"]
     if isinstance(prompt, str):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError("The prompt has half of a surrogate pair in it, which is no text.") from None
         if tokenizer is None:
             raise InvalidRequestError("A text prompt needs a tokenizer: pass token ids, or skip_tokenizer_init=False.")
         return prompt, tokenizer.encode(prompt, add_special_tokens=add_special_tokens)

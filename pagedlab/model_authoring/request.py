@@ -9,6 +9,7 @@ from enum import Enum
 
 from torch import Tensor
 
+from pagedlab.errors import InvalidRequestError
 from pagedlab.runtime.batch import SamplingRow, TokenLogprobs, TokensFrom
 from pagedlab.sampling_params import SamplingParams
 
@@ -28,10 +29,19 @@ class PoolingParams:
     Args:
         pooling: "last" takes the last token's state, "mean" averages over all tokens.
         normalize: scale the vector to length 1.
+
+    Raises:
+        InvalidRequestError: a value is none of these.
     """
 
     pooling: str = "last"
     normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("last", "mean"):
+            raise InvalidRequestError(f'pooling must be "last" or "mean", got {self.pooling!r}.')
+        if not isinstance(self.normalize, bool):
+            raise InvalidRequestError(f"normalize must be True or False, got {self.normalize!r}.")
 
 
 @dataclass(eq=False, slots=True)
@@ -146,6 +156,11 @@ class Request:
         return self.num_prompt_tokens + (0 if self.pooling else self.params.max_tokens)
 
     @property
+    def is_pooled_invalid(self) -> bool:
+        """Did the model return hidden states that are no numbers?"""
+        return self.pooled is not None and not bool(self.pooled.isfinite().all())
+
+    @property
     def may_use_prefix_cache(self) -> bool:
         """False while every prompt token's own logits or hidden state is needed, which a hit would skip."""
         needs_all_logits = self.params.prompt_logprobs is not None and not self.num_output_tokens
@@ -198,7 +213,8 @@ class Request:
 
 def hash_root(cache_salt: str | None) -> bytes:
     """Parent of a first block: nothing, or the tenant's salt."""
-    return hashlib.sha256(b"pagedlab" if cache_salt is None else b"pagedlab:" + cache_salt.encode()).digest()
+    salt = b"" if cache_salt is None else b":" + cache_salt.encode(errors="surrogatepass")
+    return hashlib.sha256(b"pagedlab" + salt).digest()
 
 
 def hash_block(parent: bytes, token_ids: list[int]) -> bytes:

@@ -19,6 +19,11 @@ from pagedlab.model_authoring.request import Request, RequestStatus
 from pagedlab.runtime.batch import BlockOps, StepResult
 from pagedlab.trace import Tracer
 
+INVALID_STATES = (
+    "The model returned hidden states that are no numbers: check its weights, and try dtype='float32' if it ran in "
+    "16 bits."
+)
+
 
 @dataclass(slots=True)
 class ScheduledRequest:
@@ -266,6 +271,9 @@ class Scheduler:
                     self._fail(request, error, advanced)
                     row += len(sampled)
                     continue
+            if request.is_pooled_invalid:
+                self._fail(request, INVALID_STATES, advanced)
+                continue
             self.block_manager.mark_computed(request)
             if request.pooling and not request.num_uncomputed_tokens:
                 self.finish(request, "stop")
