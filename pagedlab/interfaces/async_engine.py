@@ -18,17 +18,18 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pagedlab.errors import InvalidRequestError, PagedlabError
+from pagedlab.errors import GenerationError, InvalidRequestError, PagedlabError
 from pagedlab.interfaces.engine import EngineStats, LLMEngine
 from pagedlab.interfaces.input_processing import Prompt, check_lengths, check_params, check_prompt, parse_prompt
 from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestOutput
 from pagedlab.interfaces.request_stream import Output, RequestStream
+from pagedlab.interfaces.step_report import Pending, StepReport
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import RequestOutputKind, SamplingParams
-from pagedlab.trace import TraceEvent
+
+__all__ = ["AsyncLLMEngine", "EngineDeadError", "EngineOverloadedError", "Pending", "StepReport"]
 
 Result = TypeVar("Result")
 logger = logging.getLogger("pagedlab.interfaces.async_engine")
@@ -43,48 +44,6 @@ class EngineOverloadedError(PagedlabError):
 
 class EngineDeadError(PagedlabError):
     """The engine's thread has ended; no request can be served any more."""
-
-
-@dataclass(slots=True)
-class StepReport:
-    """All that the event loop learns of one step: one message, however many requests the step advanced.
-
-    Attributes:
-        time: end of the step on time.perf_counter's clock, seconds
-        num_tokens: tokens that it computed
-        outputs: what is new, by request
-        stats: the engine's counters after it
-        events: trace events since the last report; none unless EngineConfig.enable_trace
-        error: why the step raised, if it did
-    """
-
-    time: float
-    num_tokens: int
-    outputs: list[Output]
-    stats: EngineStats
-    events: list[TraceEvent] = field(default_factory=list)
-    error: str | None = None
-
-
-@dataclass(slots=True)
-class Pending:
-    """One request between its arrival and its last token, as the event loop sees it. Times as in StepReport.
-
-    Attributes:
-        stream, index: who awaits it, and its number there
-        num_prompt_tokens: its share of the token bound
-        arrival_time, first_token_time, last_token_time, num_tokens: what latency is computed from
-        trace_headers: W3C trace context that it came with
-    """
-
-    stream: RequestStream
-    index: int
-    num_prompt_tokens: int
-    arrival_time: float
-    first_token_time: float | None = None
-    last_token_time: float | None = None
-    num_tokens: int = 0
-    trace_headers: Mapping[str, str] | None = None
 
 
 class AsyncLLMEngine:
@@ -130,6 +89,9 @@ class AsyncLLMEngine:
         self._engine = engine
         self._tokenizer = engine.tokenizer
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._num_commands = 0
+        """Put into the queue, of which the engine's thread has carried out `_num_obeyed`."""
+        self._num_obeyed = 0
         self._calls: set[asyncio.Future[Any]] = set()
         self._num_failed_steps = 0
         self._num_requests = 0
@@ -153,7 +115,7 @@ class AsyncLLMEngine:
         if self._thread is None:
             return
         self.abort_all(EngineDeadError("The engine was stopped."))
-        self._commands.put(None)
+        self._command(None)
         await asyncio.to_thread(self._thread.join)
         self._thread = None
         self._fail_all(EngineDeadError("The engine was stopped."))
@@ -190,10 +152,12 @@ class AsyncLLMEngine:
         stream = RequestStream(request_ids, self.abort, is_delta)
         now = time.perf_counter()
         for index, (one, (text, token_ids)) in enumerate(zip(request_ids, parsed, strict=True)):
-            self.pending[one] = Pending(stream, index, len(token_ids), now, trace_headers=trace_headers)
-            self.num_pending_tokens += len(token_ids)
             prompt = {"prompt": text, "prompt_token_ids": token_ids}
-            self._commands.put(self._adding(one, prompt, params, priority, cache_salt))
+            command = self._command(self._adding(one, prompt, params, priority, cache_salt))
+            self.pending[one] = Pending(
+                stream, index, len(token_ids), now, trace_headers=trace_headers, command=command
+            )
+            self.num_pending_tokens += len(token_ids)
         return stream
 
     async def generate(
@@ -212,14 +176,19 @@ class AsyncLLMEngine:
     async def encode(
         self, prompt: Prompt, pooling_params: PoolingParams | None = None, request_id: str | None = None
     ) -> PoolingRequestOutput:
-        """One vector for the prompt."""
+        """One vector for the prompt.
+
+        Raises:
+            GenerationError: the step failed, or the model returned numbers that are none.
+        """
         self._num_requests += 1
         stream = self.submit(request_id or f"encode-{self._num_requests}", [prompt], pooling_params or PoolingParams())
         try:
             _, output = await anext(stream)
         finally:
             stream.close()
-        assert isinstance(output, PoolingRequestOutput)
+        if isinstance(output, RequestOutput):
+            raise GenerationError(str(output.outputs[0].stop_reason), [output])
         return output
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -230,7 +199,7 @@ class AsyncLLMEngine:
             if self.on_abort is not None and one is not None:
                 self.on_abort(request_id, one)
         if known and self.is_alive:
-            self._commands.put(lambda: self._abort(known))
+            self._command(lambda: self._abort(known))
 
     def abort_all(self, reason: BaseException) -> int:
         """Abort every unfinished request, telling its reader why. Returns how many there were."""
@@ -264,8 +233,14 @@ class AsyncLLMEngine:
                 result, error = None, raised
             loop.call_soon_threadsafe(finish, result, error)
 
-        self._commands.put(command)
+        self._command(command)
         return await future
+
+    def _command(self, function: Callable[[], None] | None) -> int:
+        """Let the engine's thread run a function between two steps (None ends it); the command's number, from 1."""
+        self._num_commands += 1
+        self._commands.put(function)
+        return self._num_commands
 
     def _check(self, token_ids: list[int], params: SamplingParams | PoolingParams) -> None:
         """The engine's own checks, made before anything is queued: they read nothing that a step changes."""
@@ -296,19 +271,23 @@ class AsyncLLMEngine:
 
     def _receive(self, report: StepReport) -> None:
         self.stats = report.stats
+        # Who was aborted while the step ran gets nothing, nor does a later request that took over the id.
+        report.outputs = [output for output in report.outputs if self._is_meant(report, output.request_id)]
         if self.on_step is not None:
             self.on_step(report, self.pending)
         for output in report.outputs:
-            one = self.pending.get(output.request_id)
-            if one is None:
-                continue  # aborted while the step ran
+            one = self.pending[output.request_id]
             one.stream.put(one.index, output)
             if output.finished:
                 self._forget(output.request_id)
 
-    def _refuse(self, request_id: str, error: Exception) -> None:
+    def _is_meant(self, report: StepReport, request_id: str) -> bool:
         one = self.pending.get(request_id)
-        if one is not None:
+        return one is not None and one.command <= report.num_commands
+
+    def _refuse(self, request_id: str, error: Exception, command: int) -> None:
+        one = self.pending.get(request_id)
+        if one is not None and one.command == command:
             one.stream.fail(error)
             self._forget(request_id)
 
@@ -347,6 +326,7 @@ class AsyncLLMEngine:
             if command is None:
                 return False
             command()
+            self._num_obeyed += 1
 
     def _step(self) -> None:
         before = self._engine.stats()
@@ -368,7 +348,8 @@ class AsyncLLMEngine:
             self._num_failed_steps = 0
         events = list(self._engine.tracer.events)
         self._engine.tracer.events.clear()
-        self._post(self._receive, StepReport(time.perf_counter(), num_tokens, outputs, stats, events, error))
+        report = StepReport(time.perf_counter(), num_tokens, outputs, stats, events, error, self._num_obeyed)
+        self._post(self._receive, report)
 
     def _abort(self, request_ids: list[str]) -> None:
         self._engine.abort_request(request_ids)
@@ -386,7 +367,7 @@ class AsyncLLMEngine:
             try:
                 self._engine.add_request(request_id, prompt, params, priority=priority, cache_salt=cache_salt)
             except Exception as error:
-                self._post(self._refuse, request_id, error)
+                self._post(self._refuse, request_id, error, self._num_obeyed + 1)
 
         return add
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class LLM:
     def __init__(self, model: str | Path | None = None, **options: Any) -> None:
         self.llm_engine = LLMEngine(EngineConfig(model=model, **options))
         self._num_requests = 0
+        self._streams: dict[str, deque[Any]] = {}
+        """Outputs that streams have not read: any call may step the engine, and each step advances every request."""
 
     @property
     def model_path(self) -> Path | None:
@@ -75,7 +78,7 @@ class LLM:
             GenerationError: some requests failed while they ran; `.outputs` holds them all.
         """
         items = as_prompt_list(prompts)
-        return self._run(items, _one_each(sampling_params or SamplingParams(), len(items)), use_tqdm, priority)
+        return self._run(items, _one_each(sampling_params, SamplingParams(), len(items)), use_tqdm, priority)
 
     def chat(
         self,
@@ -95,7 +98,7 @@ class LLM:
         """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         items = [self.apply_chat_template(c, add_generation_prompt=add_generation_prompt) for c in conversations]
-        params = _one_each(sampling_params or SamplingParams(), len(items))
+        params = _one_each(sampling_params, SamplingParams(), len(items))
         return self._run(items, params, use_tqdm, add_special_tokens=False)
 
     def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool = True) -> str:
@@ -114,6 +117,7 @@ class LLM:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """Yield one prompt's text piece by piece; closing the iterator early aborts the request.
 
+        Streams may be read in turns, and other calls made in between: whoever steps the engine advances them all.
         Text that may still change is held back: half a character, or the start of a stop string.
         """
         params = (sampling_params or SamplingParams()).clone(output_kind=RequestOutputKind.DELTA)
@@ -121,17 +125,20 @@ class LLM:
             raise InvalidRequestError("stream() follows one completion: use n=1, or generate().")
         request_id = self._next_id()
         self.llm_engine.add_request(request_id, prompt, params)
+        unread = self._streams[request_id] = deque()
         try:
-            while self.llm_engine.has_unfinished_requests():
-                for output in self.llm_engine.step():
-                    if output.request_id != request_id or not isinstance(output, RequestOutput):
-                        continue
-                    if output.outputs[0].text:
-                        yield output.outputs[0].text
-                    _raise_failures([output])
-                    if output.finished:
-                        return
+            while unread or self.llm_engine.has_unfinished_requests():
+                if not unread:
+                    self._step()
+                    continue
+                output = unread.popleft()
+                if output.outputs[0].text:
+                    yield output.outputs[0].text
+                _raise_failures([output])
+                if output.finished:
+                    return
         finally:
+            del self._streams[request_id]
             self.llm_engine.abort_request(request_id)
 
     def beam_search(
@@ -141,6 +148,8 @@ class LLM:
 
         The returned tokens hold the prompt and the continuation, as in vLLM.
         """
+        if not isinstance(params, BeamSearchParams):
+            raise InvalidRequestError(f"beam_search() takes BeamSearchParams, got {type(params).__name__}.")
         items = as_prompt_list(prompts)
         results = []
         for output in self._run(items, [params] * len(items), use_tqdm):
@@ -163,8 +172,11 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput]:
         """One vector for each prompt, pooled from the last layer's hidden states: `.outputs.data` [hidden_size]."""
+        params = PoolingParams() if pooling_params is None else pooling_params
+        if not isinstance(params, PoolingParams):
+            raise InvalidRequestError(f"encode() takes PoolingParams, got {type(params).__name__}.")
         items = as_prompt_list(prompts)
-        return self._run(items, [pooling_params or PoolingParams()] * len(items), use_tqdm)
+        return self._run(items, [params] * len(items), use_tqdm)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix."""
@@ -176,6 +188,14 @@ class LLM:
         self._num_requests += 1
         return str(self._num_requests - 1)
 
+    def _step(self) -> list[Any]:
+        """Advance every request, and keep what is new for the streams."""
+        outputs = self.llm_engine.step()
+        for output in outputs:
+            if output.request_id in self._streams:
+                self._streams[output.request_id].append(output)
+        return outputs
+
     def _run(
         self,
         prompts: Sequence[Prompt],
@@ -185,7 +205,7 @@ class LLM:
         add_special_tokens: bool = True,
     ) -> list[Any]:
         """Queue all prompts, or none if one is refused, and step until they have ended."""
-        priorities = _one_each(list(priority) if priority is not None else 0, len(prompts))
+        priorities = _one_each(list(priority) if priority is not None else None, 0, len(prompts))
         ids: list[str] = []
         done: dict[str, Any] = {}
         try:
@@ -197,11 +217,13 @@ class LLM:
                     request_id, prompt, one, priority=rank, add_special_tokens=add_special_tokens
                 )
                 ids.append(request_id)
+            mine = set(ids)
             with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
                 while len(done) < len(ids):
-                    for output in self.llm_engine.step():
-                        done[output.request_id] = output
-                        bar.update()
+                    for output in self._step():
+                        if output.request_id in mine:
+                            done[output.request_id] = output
+                            bar.update()
         except BaseException:
             # Whatever went wrong (a refusal, Ctrl-C): the next call must not find this one's requests.
             self.llm_engine.abort_request(ids)
@@ -224,7 +246,9 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _one_each(value: Any, count: int) -> list[Any]:
+def _one_each(value: Any, default: Any, count: int) -> list[Any]:
+    """`count` values: those of a list, or `value` (`default`, if that is None) again and again."""
+    value = default if value is None else value
     if not isinstance(value, (list, tuple)):
         return [value] * count
     if len(value) != count:
@@ -235,9 +259,12 @@ def _one_each(value: Any, count: int) -> list[Any]:
 
 
 def _raise_failures(outputs: list[Any]) -> None:
-    failed = [
-        output for output in outputs if isinstance(output, RequestOutput) and output.outputs[0].finish_reason == "error"
-    ]
+    failed = []
+    for output in outputs:
+        completions = output.outputs if isinstance(output, RequestOutput) else []
+        # A completion that had ended before its sibling failed keeps its own reason: look at all of them.
+        failed += [one for one in completions if one.finish_reason == "error"][:1]
     if failed:
-        reason = failed[0].outputs[0].stop_reason
-        raise GenerationError(f"{len(failed)} of {len(outputs)} requests failed; the first: {reason}", outputs)
+        raise GenerationError(
+            f"{len(failed)} of {len(outputs)} requests failed; the first: {failed[0].stop_reason}", outputs
+        )
