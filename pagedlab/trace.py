@@ -23,7 +23,7 @@ class TraceEvent:
     """One thing that happened.
 
     Attributes:
-        name: what, e.g. add_request, schedule, preempt, forward, token, finish
+        name: what, e.g. add_request, schedule, preempt, forward, output, finish
         layer: which of LAYERS did it
         start: seconds on time.perf_counter's clock
         duration: seconds; 0 for an instant

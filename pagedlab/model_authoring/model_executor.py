@@ -91,7 +91,7 @@ class ModelExecutor:
     Args:
         worker: carries out batches.
         block_manager: knows the block tables.
-        tracer: receives pack and forward spans.
+        tracer: receives pack, launch and forward spans.
     """
 
     def __init__(self, worker: StepWorker, block_manager: BlockManager, tracer: Tracer | None = None) -> None:

@@ -72,12 +72,12 @@ class Worker:
             # A decode step samples from every row: nothing to gather.
             picked = hidden if rows == list(range(len(hidden))) else hidden[self._to_device(rows)]
             sampled = self.sampler.start(self.model.compute_logits(picked), batch.sampling)
-        self._sampled = sampled
         prompt_logprobs = [self._score(hidden, rows) for rows in batch.prompt_logprobs]
         pooled = []
         for span in batch.pooling:
             states = hidden[span.first_row : span.first_row + span.num_rows].float()
             pooled.append((states[-1] if span.kind == "last" else states.sum(0)).cpu())
+        self._sampled = sampled  # last: had anything raised, the next step would go on from the step before this one
 
         def result() -> StepResult:
             result = sampled.result() if sampled is not None else StepResult([])
