@@ -273,6 +273,10 @@ def previous_batch(answers: Sequence[int], size: int) -> Waits:
 SEAT_MISTAKES = through(
     drivers.seats,
     Mistake(
+        "A row that is done is not free: it computes until its batch leaves.",
+        changed(lambda waited, idle, m, i: (waited, 0)),
+    ),
+    Mistake(
         "That is continuous batching: a free seat is taken at once. A static batch leaves together.", continuous_seats
     ),
     Mistake(
@@ -286,10 +290,6 @@ SEAT_MISTAKES = through(
     Mistake(
         "A seat is held until the longest answer of its own batch is complete, not of all.",
         lambda a, n: static_seats(a, n, max, lambda batch, m: max(a) - m),
-    ),
-    Mistake(
-        "A row that is done is not free: it computes until its batch leaves.",
-        changed(lambda waited, idle, m, i: (waited, 0)),
     ),
     Mistake("All batches before it count, not only the last one.", previous_batch),
     Mistake(

@@ -13,7 +13,7 @@ import torch
 from pagedlab.basics import masks
 from pagedlab.course.drivers import ch10 as drivers
 from pagedlab.course.drivers.ch10 import described, leak, ragged
-from pagedlab.course.questions.ch09 import THREE_PROMPTS, made_up, tokenized
+from pagedlab.course.questions.ch09_cases import THREE_PROMPTS, made_up, tokenized
 from pagedlab.course.questions.ch10_mistakes import (
     MASK_MISTAKES,
     PLAN_MISTAKES,
