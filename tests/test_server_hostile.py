@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import resource
+import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 from server_tools import RunningServer, check_error, connect, http_bytes, make_tiny_chat_model, read_all, running
 
+from pagedlab import SamplingParams
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces import cli
 from pagedlab.interfaces.openai_server.protocol import (
@@ -26,6 +31,7 @@ from pagedlab.interfaces.openai_server.protocol import (
 from pagedlab.interfaces.openai_server.server import allow_many_connections
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter
+from pagedlab.model_authoring.request import Request
 
 JSON = {"Content-Type": "application/json"}
 
@@ -275,3 +281,103 @@ def test_the_limit_of_open_files_is_raised_as_far_as_the_system_lets_it() -> Non
         assert soft == min(hard, 65_536) and hard == before[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# ---- long texts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["the quick " * 10] * 200, "max_tokens": 1}),
+        ("/v1/completions", {"prompt": "the quick " * 300, "max_tokens": 1}),
+        ("/v1/embeddings", {"input": ["the quick " * 10] * 200}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the quick " * 300}], "max_tokens": 1}),
+        ("/tokenize", {"prompt": "the quick " * 3000, "return_token_strs": True}),
+        ("/detokenize", {"tokens": [200] * 100_000}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_much_text_is_read_beside_the_event_loop(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, path: str, body: dict
+) -> None:
+    """Many short texts are as much as a long one: 256 of them kept every client waiting for 0.4 s."""
+    threads = set()
+    tokenizer = server.serving.tokenizer
+
+    def spied(real: Any) -> Any:
+        def spy(*arguments: Any, **options: Any) -> Any:
+            threads.add(threading.current_thread().name.split("_")[0])
+            return real(*arguments, **options)
+
+        return spy
+
+    for name in ("encode", "decode", "convert_ids_to_tokens"):
+        monkeypatch.setattr(tokenizer, name, spied(getattr(tokenizer, name)))
+    with server.client() as client:
+        response = client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert threads == {"pagedlab-tokenizer"}
+
+
+def test_text_does_not_pile_up_before_the_tokenizer(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megabytes are read before a request can be counted as one: they have a bound of their own."""
+    monkeypatch.setattr("pagedlab.interfaces.openai_server.serving.MAX_WAITING_TEXT", 30_000)
+    go_on, real = threading.Event(), server.serving.tokenizer.encode
+    monkeypatch.setattr(server.serving.tokenizer, "encode", lambda *a, **o: go_on.wait(30) and real(*a, **o))
+    found: list[int] = []
+
+    def ask() -> None:
+        with server.client() as client:
+            found.append(client.post("/tokenize", json={"prompt": "the quick " * 1000}).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while server.serving._size_waiting < 30_000:
+        time.sleep(0.01)
+    with server.client() as client:
+        refused = client.post("/tokenize", json={"prompt": "the quick " * 1000})
+        assert check_error(refused, 503)["code"] == "overloaded" and refused.headers["Retry-After"] == "1"
+        assert client.get("/health").status_code == 200
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert found == [200] * 3 and server.serving._size_waiting == 0
+
+
+# ---- what is safe by design -----------------------------------------------------------------------------------------
+
+
+def test_the_server_is_reached_from_this_machine_alone_unless_told_otherwise() -> None:
+    assert ServerSettings().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__.os.getcwd() }}", "{% for", ""],
+)
+def test_a_chat_template_runs_in_a_sandbox(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(server.serving.tokenizer, "chat_template", template)
+    with server.client() as client:
+        error = check_error(client.post("/v1/chat/completions", json={"messages": [TURN]}), 400)
+    assert "template" in error["message"]
+
+
+def test_a_message_is_no_template(server: RunningServer) -> None:
+    with server.client() as client:
+        turn = {"role": "user", "content": "{{ 7 * 7 }}{% for %}"}
+        answer = client.post("/tokenize", json={"messages": [turn]}).json()
+        assert turn["content"] in client.post("/detokenize", json={"tokens": answer["tokens"]}).json()["prompt"]
+
+
+def test_blocks_are_named_by_sha256_of_salt_and_tokens() -> None:
+    tokens = list(range(32))
+    request = Request("r", tokens, SamplingParams(max_tokens=1), cache_salt="salt")
+    parent = hashlib.sha256(b"pagedlab:salt").digest()
+    for index in range(2):
+        packed = struct.pack("<16q", *tokens[16 * index : 16 * index + 16])
+        parent = hashlib.sha256(parent + packed).digest()
+        assert request.block_hash(index, 16) == parent

@@ -104,7 +104,7 @@ UNSUPPORTED = {
     "suffix": "suffix is not supported: the model continues a text, it fills no gap.",
     "tools": "Tools are not supported: leave tools out.",
     "tool_choice": "Tools are not supported: leave tool_choice out.",
-    "response_format": 'Of response formats only {"type": "text"} is supported: ask for JSON in the prompt.',
+    "response_format": 'response_format other than {"type": "text"} is not supported: ask for JSON in the prompt.',
 }
 """Options that OpenAI's clients know and this server takes in their harmless form alone."""
 

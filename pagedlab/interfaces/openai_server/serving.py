@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -24,8 +24,13 @@ from pagedlab.interfaces.request_stream import Output, RequestStream
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import SamplingParams
 
+Result = TypeVar("Result")
+
 SHORT_TEXT = 2048
 """Characters that the event loop tokenizes by itself (well under a millisecond); longer texts go to a thread."""
+
+MAX_WAITING_TEXT = 8 << 20
+"""Characters that may wait for that thread: a few seconds of its time."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context: the client's span becomes the parent of the request's."""
@@ -68,6 +73,7 @@ class Serving:
         self.created = int(time.time())
         self.has_priorities = has_priorities
         self.is_draining = False
+        self._size_waiting = 0
         self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
 
     def close(self) -> None:
@@ -90,30 +96,47 @@ class Serving:
             )
         return name or self.names[0]
 
-    async def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. The tokenizer lets go of the GIL, so that a long text delays no step."""
-        if len(text) <= SHORT_TEXT:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._tokenizing,
-            lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False),
-        )
+    async def beside(self, work: Callable[[], Result], size: int) -> Result:
+        """Run work of the tokenizer's: here if it is short, otherwise on its thread, so that it delays no step.
+
+        Args:
+            work: takes well under a millisecond for SHORT_TEXT; the tokenizer lets go of the GIL.
+            size: of its text, in characters, or in tokens.
+
+        Raises:
+            ApiError: 503, so much waits for the thread that this would not be reached soon.
+        """
+        if size <= SHORT_TEXT:
+            return work()
+        if self._size_waiting and self._size_waiting + size > MAX_WAITING_TEXT:
+            raise ApiError(503, "Too much text waits to be tokenized: try again.", code="overloaded", retry_after=1)
+        self._size_waiting += size
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)
+        finally:
+            self._size_waiting -= size
+
+    async def tokenize(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text."""
+
+        def encode_all() -> list[list[int]]:
+            options = {"add_special_tokens": add_special_tokens, "verbose": False}
+            return [self.tokenizer.encode(text, **options) for text in texts]
+
+        return await self.beside(encode_all, sum(map(len, texts)))
 
     async def read_prompts(
         self, prompt: str | list[int] | list[str] | list[list[int]], add_special_tokens: bool = True
     ) -> list[PromptTokens]:
         """The prompts of a completion or embedding body."""
         if isinstance(prompt, str):
-            return [PromptTokens(prompt, await self.tokenize(prompt, add_special_tokens))]
+            prompt = [prompt]
         if not prompt or isinstance(prompt[0], int):
             return [PromptTokens(None, prompt)]  # type: ignore[arg-type]
-        return [
-            PromptTokens(one, await self.tokenize(one, add_special_tokens))
-            if isinstance(one, str)
-            else PromptTokens(None, one)  # type: ignore[arg-type]
-            for one in prompt
-        ]
+        if isinstance(prompt[0], list):
+            return [PromptTokens(None, one) for one in prompt]  # type: ignore[arg-type]
+        texts: list[str] = prompt  # type: ignore[assignment]
+        return [PromptTokens(*pair) for pair in zip(texts, await self.tokenize(texts, add_special_tokens), strict=True)]
 
     async def read_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> PromptTokens:
         """A conversation, written with the model's own chat template, in transformers' sandbox.
@@ -131,7 +154,8 @@ class Serving:
         except Exception as error:  # a template is the model's own code and may raise anything
             raise InvalidRequestError(f"The chat template refused the messages: {str(error)[:200]}.") from error
         # The template has written every special token itself.
-        return PromptTokens(text, await self.tokenize(text, add_special_tokens=False))
+        (token_ids,) = await self.tokenize([text], add_special_tokens=False)
+        return PromptTokens(text, token_ids)
 
     def room(self, prompts: Sequence[PromptTokens]) -> int:
         """Most tokens that every one of the prompts could be continued by; at least 1, for the engine to refuse."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from pagedlab.errors import InvalidRequestError
 from pagedlab.interfaces.openai_server.protocol import DetokenizeBody, TokenizeBody
@@ -12,21 +12,25 @@ from pagedlab.interfaces.openai_server.serving import Serving
 router = APIRouter()
 
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeBody, request: Request) -> TokenizeResponse:
+@router.post("/tokenize", response_model=TokenizeResponse)
+async def tokenize(body: TokenizeBody, request: Request) -> Response:
     """Token ids of a text or a conversation."""
     serving: Serving = request.app.state.serving
     serving.model(body.model)
     if body.messages is not None:
         tokens = (await serving.read_chat(body.messages, body.add_generation_prompt)).token_ids
     else:
-        tokens = await serving.tokenize(body.prompt or "", body.add_special_tokens)
-    return TokenizeResponse(
-        count=len(tokens),
-        max_model_len=serving.engine.limits.max_model_len,
-        tokens=tokens,
-        token_strs=serving.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None,
-    )
+        (tokens,) = await serving.tokenize([body.prompt or ""], body.add_special_tokens)
+
+    def answer() -> str:
+        return TokenizeResponse(
+            count=len(tokens),
+            max_model_len=serving.engine.limits.max_model_len,
+            tokens=tokens,
+            token_strs=serving.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None,
+        ).model_dump_json()
+
+    return Response(await serving.beside(answer, len(tokens)), media_type="application/json")
 
 
 @router.post("/detokenize")
@@ -40,4 +44,5 @@ async def detokenize(body: DetokenizeBody, request: Request) -> DetokenizeRespon
             f"Token id {highest} is out of vocabulary: the model's ids go from 0 to "
             f"{serving.engine.limits.vocab_size - 1}."
         )
-    return DetokenizeResponse(prompt=serving.tokenizer.decode(body.tokens))
+    text = await serving.beside(lambda: serving.tokenizer.decode(body.tokens), len(body.tokens))
+    return DetokenizeResponse(prompt=text)
