@@ -21,7 +21,7 @@ from pagedlab.visualize.widgets import has_frontend
 
 MAX_BLOCKS = 1024
 MAX_STEPS = 600
-FRAME_HEIGHT = 720
+FRAME_HEIGHT = 840
 
 
 def engine_page(recording: EngineRecording, title: str = "The engine, step by step") -> str:
