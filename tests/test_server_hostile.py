@@ -21,6 +21,7 @@ from server_tools import RunningServer, check_error, connect, http_bytes, make_t
 from pagedlab import SamplingParams
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces import cli
+from pagedlab.interfaces.openai_server import dashboard
 from pagedlab.interfaces.openai_server.protocol import (
     ChatBody,
     CompletionBody,
@@ -32,6 +33,7 @@ from pagedlab.interfaces.openai_server.server import allow_many_connections
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter
 from pagedlab.model_authoring.request import Request
+from pagedlab.trace import TraceEvent
 
 JSON = {"Content-Type": "application/json"}
 
@@ -381,3 +383,23 @@ def test_blocks_are_named_by_sha256_of_salt_and_tokens() -> None:
         packed = struct.pack("<16q", *tokens[16 * index : 16 * index + 16])
         parent = hashlib.sha256(parent + packed).digest()
         assert request.block_hash(index, 16) == parent
+
+
+# ---- what everybody may read ----------------------------------------------------------------------------------------
+
+
+def test_the_trace_is_written_beside_the_event_loop(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200,000 events take seconds to write; whoever asks for them must not stop the others."""
+    threads: list[str] = []
+    real = dashboard._as_json
+    monkeypatch.setattr(dashboard, "_as_json", lambda one: threads.append(threading.current_thread().name) or real(one))
+    observer = server.server.config.app.state.observer  # type: ignore[union-attr]
+    observer.events.extend(TraceEvent("forward", "runtime", 1.0, 0.5, args={"n": i}) for i in range(1000))
+    try:
+        with server.client() as client:
+            trace = client.get("/trace").json()
+    finally:
+        observer.events.clear()
+    assert trace["displayTimeUnit"] == "ms"
+    assert [row["args"]["n"] for row in trace["traceEvents"] if row["name"] == "forward"] == list(range(1000))
+    assert threads and not any("Main" in name or name == server._thread.name for name in threads)

@@ -71,21 +71,19 @@ class Observer:
         self.metrics.abort(one, now)
         interface_log.info("aborted", extra={"request_id": request_id, "output_tokens": one.num_tokens})
 
-    def chrome_trace(self) -> dict[str, Any]:
-        """The recorded events, for Perfetto or chrome://tracing."""
-        return self._tracer().chrome_trace()
+    def recorded(self) -> Tracer:
+        """The events so far, for another thread to write: no more are added to it."""
+        tracer = Tracer()
+        tracer.events = self.events.copy()
+        return tracer
 
     def save_chrome_trace(self, path: str | Path) -> None:
-        self._tracer().save_chrome_trace(path)
+        """Write the events for Perfetto or chrome://tracing."""
+        self.recorded().save_chrome_trace(path)
 
     def close(self) -> None:
         if self.spans is not None:
             self.spans.close()
-
-    def _tracer(self) -> Tracer:
-        tracer = Tracer()
-        tracer.events = self.events
-        return tracer
 
     def _log_event(self, event: TraceEvent) -> None:
         """One line an event, at the time when it happened, which is before it is written.
