@@ -33,6 +33,8 @@ class RequestStream:
         self._unfinished = set(range(len(self.request_ids)))
         self._error: BaseException | None = None
         self._news = asyncio.Event()
+        self.on_close: Callable[[], None] | None = None
+        """Called when the reader is done, however it ended."""
 
     def put(self, index: int, output: Output) -> None:
         earlier = self._waiting.get(index)
@@ -47,6 +49,8 @@ class RequestStream:
     def close(self) -> None:
         """Abort what has not ended. Call it whatever happens: a reader that goes away must not leave work behind."""
         self._abort([self.request_ids[index] for index in self._unfinished])
+        if self.on_close is not None:
+            self.on_close()
 
     def __aiter__(self) -> RequestStream:
         return self

@@ -24,6 +24,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rate-limit", metavar="RATE", help='for each key: "60/minute;5/second"')
     group.add_argument("--max-pending-requests", type=int, metavar="N", help="unfinished requests; more get 503")
     group.add_argument("--max-pending-tokens", type=int, metavar="N", help="their prompt tokens, likewise")
+    group.add_argument("--max-pending-per-key", type=int, metavar="N", help="of one key; more get 429")
     group.add_argument("--max-body-bytes", type=int, metavar="N", help="larger bodies get 413")
     group.add_argument("--request-timeout", type=float, metavar="S", help="seconds until a request is aborted")
     group.add_argument("--send-timeout", type=float, metavar="S", help="seconds that a stream may stay unread")

@@ -18,6 +18,7 @@ from pagedlab.interfaces.openai_server.errors import ApiError
 from pagedlab.interfaces.openai_server.protocol import Message
 from pagedlab.interfaces.openai_server.responses import CachedTokens, Usage
 from pagedlab.interfaces.openai_server.settings import ServerSettings
+from pagedlab.interfaces.openai_server.shares import Shares
 from pagedlab.interfaces.openai_server.sse import EventStream, until_disconnect
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
 from pagedlab.interfaces.request_stream import Output, RequestStream
@@ -73,6 +74,7 @@ class Serving:
         self.created = int(time.time())
         self.has_priorities = has_priorities
         self.is_draining = False
+        self._shares = Shares(settings.max_pending_per_key)
         self._size_waiting = 0
         self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
 
@@ -186,14 +188,21 @@ class Serving:
         salt = ":".join(part for part in (tenant_salt, cache_salt) if part) or None
         request_id = f"{kind}-{request.state.request_id}"
         request.state.engine_request_id = request_id
-        stream = self.engine.submit(
-            request_id,
-            [prompt.for_engine() for prompt in prompts],
-            params,
-            priority=priority,
-            cache_salt=salt,
-            trace_headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
-        )
+        num_completions = len(prompts) * (params.n if isinstance(params, SamplingParams) else 1)
+        give_back = self._shares.take(request.state.tenant.name, num_completions)
+        try:
+            stream = self.engine.submit(
+                request_id,
+                [prompt.for_engine() for prompt in prompts],
+                params,
+                priority=priority,
+                cache_salt=salt,
+                trace_headers={name: request.headers[name] for name in TRACE_HEADERS if name in request.headers},
+            )
+        except BaseException:
+            give_back()
+            raise
+        stream.on_close = give_back
         if self.engine.is_tracing:
             request.app.state.observer.accepted(stream.request_ids, request.state.arrived, request.state.admitted)
         return stream

@@ -23,6 +23,8 @@ class ServerSettings:
             Addresses are those of the connections: behind a proxy, clients are told apart by keys alone.
         max_pending_requests: unfinished requests; one more is refused with 503.
         max_pending_tokens: prompt tokens of unfinished requests, likewise.
+        max_pending_per_key: unfinished completions of one key (n of each prompt), beyond which it gets 429; without
+            keys everybody is one. None lets one key fill the whole queue.
         max_body_bytes: a larger request body is refused with 413.
         body_timeout: seconds that a client may take to send a request's head, and again to send its body.
         request_timeout: seconds from a request's arrival to its last token; then it is aborted.
@@ -42,6 +44,7 @@ class ServerSettings:
     rate_limit: str | None = None
     max_pending_requests: int = 1024
     max_pending_tokens: int = 1 << 20
+    max_pending_per_key: int | None = None
     max_body_bytes: int = 4 << 20
     body_timeout: float = 30.0
     request_timeout: float = 600.0
@@ -62,6 +65,8 @@ class ServerSettings:
         for name in ("max_pending_requests", "max_pending_tokens", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_pending_per_key is not None and self.max_pending_per_key < 1:
+            raise ConfigError(f"max_pending_per_key must be at least 1, got {self.max_pending_per_key}.")
         for name in ("body_timeout", "request_timeout", "send_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be more than 0 seconds, got {getattr(self, name)}.")
