@@ -98,6 +98,7 @@ NANS = (
     "NaN: a slot that is nobody's was read. Weight 0 × NaN is NaN, so mask the load of the values as well as that of "
     "the keys, and the scores."
 )
+OFF = "NaN: 0 / 0 or −∞ − −∞, or an address is off: NaN lies beside the tensors."
 LARGE = "exp of a large score is infinite in float32: subtract the maximum so far first."
 
 DECODE_MISTAKES = (
@@ -140,7 +141,10 @@ def decode_explained(case: Case, got: Any) -> str:
     if isinstance(got, str):
         return ""
     if any(math.isnan(x) for x in numbers(got)):
-        return LARGE if "hundreds" in case.name else NANS
+        _, keys, _, _, length = case.arguments
+        if length % keys.shape[1]:
+            return NANS
+        return LARGE if keys[keys.isfinite()].max() > 88 else OFF
     return NOT_STORED if UNWRITTEN in numbers(got) else known_decode(case, got)
 
 
@@ -192,7 +196,9 @@ def prefill_explained(case: Case, got: Any) -> str:
             return (
                 "Positions after the tile's last row were loaded. End the loop, and the mask of its last block, there."
             )
-        return NANS
+        _, keys, _, _, context, _ = case.arguments
+        last_slot = (context + len(case.expected["rows"])) % keys.shape[1]
+        return NANS if last_slot else f"{OFF} A row that sees nothing is divided by 0, too: it sees at least itself."
     if got["numbers never stored"]:
         return NOT_STORED
     if got["numbers stored past the last row"]:
