@@ -264,7 +264,7 @@ class Scheduler:
             if request.is_finished:
                 row += len(sampled)
                 continue
-            request.num_computed_tokens = max(request.num_computed_tokens, item.end)  # `advance` may be a step ahead
+            request.num_computed_tokens = item.end  # no news, if `advance` has booked it
             if result.errors:
                 error = next((result.errors[i] for i in range(row, row + len(sampled)) if i in result.errors), None)
                 if error is not None:
