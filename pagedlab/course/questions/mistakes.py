@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,7 @@ def named(*mistakes: Mistake, tolerance: float = 1e-6, absolute: bool = False) -
     """For `Question.explain`: what the first mistake says that gives the same result in this case, or ""."""
 
     def explain(case: Case, got: Any) -> str:
-        for mistake in mistakes:
-            if matches(got, outcome(mistake, case), tolerance, absolute):
-                return mistake.says
-        return ""
+        return next(shown_by(mistakes, case, got, tolerance, absolute), "")
 
     return explain
 
@@ -43,13 +40,21 @@ def any_of(*mistakes: Mistake, tolerance: float = 1e-6, absolute: bool = False) 
     """As `named`, for results that many mistakes give: tells all that it may be, or nothing if those are too many."""
 
     def explain(case: Case, got: Any) -> str:
-        found = [m.says for m in mistakes if matches(got, outcome(m, case), tolerance, absolute)]
-        likely = list(dict.fromkeys(found))
+        likely = list(dict.fromkeys(shown_by(mistakes, case, got, tolerance, absolute)))
         if len(likely) == 1:
             return likely[0]
         return f"Either: {' Or: '.join(likely)}" if 1 < len(likely) <= MAX_LIKELY else ""
 
     return explain
+
+
+def shown_by(mistakes: Iterable[Mistake], case: Case, got: Any, tolerance: float, absolute: bool) -> Iterator[str]:
+    """What the mistakes say that give this result, but for those that do not show in this case."""
+    right = plain_value(case.expected)
+    for mistake in mistakes:
+        result = outcome(mistake, case)
+        if matches(got, result, tolerance, absolute) and not matches(result, right, tolerance, absolute):
+            yield mistake.says
 
 
 def outcome(mistake: Mistake, case: Case) -> Any:
