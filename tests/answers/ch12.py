@@ -122,9 +122,9 @@ STREAM = Answers(
             "middle of a character",
         ),
         (
-            "the last finish reason, role and all",
+            "the text backwards, and the last finish reason",
             stream(reason="reason = str(choice['finish_reason'])", body="text = content + text"),
-            "lost",
+            "of all events in order",
         ),
         ("any event's reason", stream(reason="reason = reason or str(choice['finish_reason'])"), "others have null"),
         ("two things", stream(result="text, reason"), "Return three things"),

@@ -1,4 +1,7 @@
-"""How answers of chapter 12 are tried: streams as they come from the network, and servers that refuse."""
+"""How answers of chapter 12 are tried: streams as they come from the network, and servers that refuse.
+
+An answer that returns nothing gives None, which readers are told; any other shape that is not asked for raises.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def from_the_network(answer: Any, pieces: Sequence[tuple[float, str]]) -> list[Any]:
+def from_the_network(answer: Any, pieces: Sequence[tuple[float, str]]) -> list[Any] | None:
     """Pieces of a body, each with its time; a character stands for a byte."""
-    return list(answer([(seconds, text.encode("latin-1")) for seconds, text in pieces]))
+    got = answer([(seconds, text.encode("latin-1")) for seconds, text in pieces])
+    return None if got is None else list(got)
 
 
 def refusing_server(answer: Any, script: Sequence[tuple[int, dict[str, str]]], most: int) -> dict[str, Any]:
@@ -28,16 +32,19 @@ def refusing_server(answer: Any, script: Sequence[tuple[int, dict[str, str]]], m
     return {"status": status, "tries": tries, "slept": [float(seconds) for seconds in sleeps]}
 
 
-def sorted_out(answer: Any, lines: Sequence[str], request_id: str) -> dict[str, list[str]]:
+def sorted_out(answer: Any, lines: Sequence[str], request_id: str) -> dict[str, list[str]] | None:
     """Names of the request's lines by layer."""
-    return {str(layer): list(names) for layer, names in dict(answer(list(lines), request_id)).items()}
+    got = answer(list(lines), request_id)
+    return None if got is None else {str(layer): list(names) for layer, names in dict(got).items()}
 
 
-def timed(answer: Any, lines: Sequence[str], request_id: str) -> list[float]:
+def timed(answer: Any, lines: Sequence[str], request_id: str) -> list[float] | None:
     """Two times in seconds."""
-    return [float(seconds) for seconds in answer(list(lines), request_id)]
+    got = answer(list(lines), request_id)
+    return None if got is None else [float(seconds) for seconds in got]
 
 
-def reported(answer: Any, requests: Sequence[dict[str, Any]], *arguments: float) -> dict[str, Any]:
+def reported(answer: Any, requests: Sequence[dict[str, Any]], *arguments: float) -> dict[str, Any] | None:
     """A report on answered and failed requests, which the answer may change as it likes."""
-    return dict(answer([dict(request) for request in requests], *arguments))
+    got = answer([dict(request) for request in requests], *arguments)
+    return None if got is None else dict(got)

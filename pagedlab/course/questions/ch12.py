@@ -18,6 +18,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="read_stream",
         cases=http.stream_cases,
+        fresh=http.stream_fresh,
         hints=(
             "The network knows nothing of events. What do you do with half a one?",
             "Keep bytes in `rest`. Add each piece to it, split at b'\\n\\n', and keep what follows the last split.",
@@ -36,6 +37,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="by_layer",
         cases=logs.layers_cases,
+        fresh=logs.layers_fresh,
         hints=(
             "Three kinds of lines concern a request. Which of them carry its id?",
             "Its own lines have request_id equal to it. Batches have request_id null and name it in details.requests. "
@@ -55,6 +57,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="times_of",
         cases=logs.times_cases,
+        fresh=logs.times_fresh,
         hints=(
             "When is the first token known? Look at a request whose prompt needs three steps.",
             "A `schedule` line says [start, end) for each request. The first one whose end reaches num_prompt_tokens "
@@ -78,6 +81,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="load_report",
         cases=load.report_cases,
+        fresh=load.report_fresh,
         hints=(
             "Who counts? Make a list of the requests that were answered, before anything else.",
             "Nearest rank: sort, and take place ceil(p / 100 * n), counted from 1. Good: ttft at most its limit, and "
@@ -97,6 +101,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="insist",
         cases=http.insist_cases,
+        fresh=http.insist_fresh,
         hints=(
             "Sort the statuses into three heaps: done, never, later.",
             "Only 429 and 503 mean later. Sleep only if another try follows.",
@@ -115,6 +120,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="load_test",
         cases=load.late_cases,
+        fresh=load.late_fresh,
         hints=(
             "Give it a server that stalls for ten seconds once. What should users report, and what does it report?",
             "When does a user's clock start? And what is the 99th of 100 sorted values?",

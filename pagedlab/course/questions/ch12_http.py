@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pagedlab.course.questions.mistakes import Mistake, named
@@ -60,8 +60,33 @@ def stream_cases() -> Iterable[Case]:
         ("characters of several bytes, cut anywhere", ["Grüße", " ☕", "日本", "語"], "length", True, False),
         ("a text with data: in it", ["data: ", "x", "\n\n", "[DONE]", "y"], "stop", False, False),
     )
-    for seed, (name, words, reason, usage, whole) in enumerate(given):
-        pieces, first = cut(stream_of(words, reason, usage), random.Random(seed), whole)
+    return streams(given, map(random.Random, range(len(given))))
+
+
+WORDS = [" block", " table", " is", " not", " a", " page", ",", " but", " sixteen", " tokens", " wait", "."]
+MARKS = [" Größe", " é", " ☕", "日", "本", "語", " naïve", " 😀", "ß"]
+
+
+def stream_fresh(draw: random.Random) -> Iterable[Case]:
+    def some(words: Sequence[str], *always: str) -> list[str]:
+        chosen = [*always, *draw.choices(words, k=draw.randrange(2, 6))]
+        return draw.sample(chosen, len(chosen))
+
+    reason, other = draw.sample(("stop", "length"), 2)
+    given = (
+        ("one event a piece, drawn", some(WORDS), reason, False, True),
+        ("with usage, drawn", some(WORDS), other, True, True),
+        ("cut anywhere, drawn", some(WORDS), reason, True, False),
+        ("characters of several bytes, cut anywhere, drawn", some(MARKS), other, True, False),
+        ("a text with data: in it, drawn", some(WORDS, "data: ", "\n\n", "[DONE]"), reason, False, False),
+    )
+    return streams(given, [draw] * len(given))
+
+
+def streams(given: Sequence[tuple[str, list[str], str, bool, bool]], draws: Iterable[random.Random]) -> Iterable[Case]:
+    """Of each: its name, words, finish reason, whether it has usage, and whether events come whole."""
+    for (name, words, reason, usage, whole), draw in zip(given, draws, strict=True):
+        pieces, first = cut(stream_of(words, reason, usage), draw, whole)
         yield Case(name, (pieces,), ["".join(words), reason, first])
 
 
@@ -110,55 +135,77 @@ def explain_stream(case: Case, got: Any) -> str:
     )(case, got)
     if known:
         return known
+    (pieces,) = case.arguments
+    sent = "".join(part for _, part in pieces)
     if isinstance(got, str):
         if "JSONDecodeError" in got:
             return "A piece may end in the middle of an event, and [DONE] is no JSON: keep what is incomplete."
         if "UnicodeDecodeError" in got:
             return "A piece may end in the middle of a character: cut the bytes into events first, then decode."
-        if "IndexError" in got:
+        if "IndexError" in got and '"choices":[]' in sent.replace(" ", ""):
             return "The usage chunk has no choices: look whether there is one before you take it."
-        if "KeyError" in got:
+        if got in ("KeyError: 'content'", "KeyError: 'choices'"):
             return "Not every delta has `content`, and not every event has choices: use .get."
         return ""
     if isinstance(got, list) and len(got) == 3:
         text, reason, ttft = case.expected
-        if got[0] != text:
+        if isinstance(got[0], str) and len(got[0]) < len(text) and not all(p.endswith("\n\n") for _, p in pieces):
             return "Events that arrive in several pieces are lost: keep the incomplete rest for the next piece."
+        if got[0] != text:
+            return "The text is the `content` of all events in order, with nothing between them."
         if got[1] != reason:
             return "The finish reason comes once, in one event; the others have null there."
-        if got[2] != ttft:
+        if isinstance(got[2], (int, float)) and got[2] != ttft:
             return "An event counts from the piece that completes it, and the first with text is asked for."
+        return "The third is a number of seconds."
     return "Return three things: text, finish reason, seconds."
 
 
 # ---- question 5: a client that insists -------------------------------------------------------------------------------
 
 AGAIN = (429, 503)
-Reply = tuple[int, dict[str, str]]
-FULL: Reply = (503, {"Retry-After": "2"})
-FAST: Reply = (429, {"Retry-After": "7"})
-OK: Reply = (200, {})
+Numbers = Callable[[], tuple[int, int, int]]
+"""Seconds that a full server names, those that one names to somebody too fast, and more tries than are needed."""
 
 
 def insist_cases() -> Iterable[Case]:
-    def result(status: int, tries: int, *slept: float) -> dict[str, Any]:
-        return {"status": status, "tries": tries, "slept": list(slept)}
+    return refusals(lambda: (2, 7, 5))
 
-    yield Case("answered at once", ([OK], 5), result(200, 1))
-    yield Case("full twice, then answered", ([FULL, FULL, OK], 5), result(200, 3, 2, 2))
-    yield Case("too fast, then full, then answered", ([FAST, FULL, OK], 5), result(200, 3, 7, 2))
-    yield Case("a 503 that names no time", ([(503, {}), OK], 5), result(200, 2, 1))
-    yield Case("wrong key", ([(401, {})], 5), result(401, 1))
-    yield Case("a bad body", ([(400, {}), OK], 5), result(400, 1))
-    yield Case("no such model, after a wait", ([FULL, (404, {}), OK], 5), result(404, 2, 2))
-    yield Case("full for ever", ([FULL], 3), result(503, 3, 2, 2))
-    yield Case("one try is allowed", ([FAST, OK], 1), result(429, 1))
+
+def insist_fresh(draw: random.Random) -> Iterable[Case]:
+    return refusals(lambda: (draw.randrange(2, 30), draw.randrange(30, 60), draw.randrange(6, 60)), ", drawn")
+
+
+def refusals(numbers: Numbers, ending: str = "") -> Iterable[Case]:
+    """Servers as scripts; every wait is one that a polite client makes, and after it the script goes on."""
+    for name, script, status, waits, tries in (
+        ("answered at once", "200", 200, "", None),
+        ("full twice, then answered", "full full 200", 200, "full full", None),
+        ("too fast, then full, then answered", "fast full 200", 200, "fast full", None),
+        ("a 503 that names no time", "silent 200", 200, "silent", None),
+        ("wrong key", "401", 401, "", None),
+        ("a bad body", "400 200", 400, "", None),
+        ("no such model, after a wait", "full 404 200", 404, "full", None),
+        ("full for ever", "full", 503, "full full", 3),
+        ("one try is allowed", "fast 200", 429, "", 1),
+    ):
+        full, fast, most = numbers()
+        seconds = {"full": full, "fast": fast, "silent": 1}
+        replies: dict[str, tuple[int, dict[str, str]]] = {
+            "full": (503, {"Retry-After": str(full)}),
+            "fast": (429, {"Retry-After": str(fast)}),
+            "silent": (503, {}),
+        }
+        served = [replies.get(word) or (int(word), {}) for word in script.split()]
+        slept = [seconds[word] for word in waits.split()]
+        expected = {"status": status, "tries": len(slept) + 1, "slept": slept}
+        yield Case(name + ending, (served, tries or most), expected)
 
 
 def explain_insist(case: Case, got: Any) -> str:
     script, _most = case.arguments
     if isinstance(got, str):
-        if "KeyError" in got:
+        if got.lower() == "keyerror: 'retry-after'":
             return "Retry-After may be missing: take 1 second then."
         if "1000 times" in got:
             return "It never gives up: after `most` tries the last status is the result."
@@ -172,6 +219,8 @@ def explain_insist(case: Case, got: Any) -> str:
         return "Too many tries: an answer ends it, and so does the try number `most`."
     if got["tries"] < want["tries"]:
         return "It gives up too soon: both 429 and 503 mean later, up to `most` tries in all."
+    if len(got["slept"]) > got["tries"]:
+        return "It sleeps more often than it tries: once before each further try is asked for."
     if len(got["slept"]) > len(want["slept"]):
         return "It sleeps where no try follows: after the last one there is nothing to wait for."
     if got["slept"] != want["slept"]:

@@ -60,32 +60,71 @@ def load_report(
     return {"p50": at(50), "p90": at(90), "goodput": len(good) / (seconds if per_second else len(requests))}
 
 
+Requests = list[dict[str, Any]]
+
+
 def report_cases() -> Iterable[Case]:
-    small = [
-        {"ttft": 0.3, "tpot": 0.05, "error": None},
-        {"ttft": 0.1, "tpot": None, "error": None},
-        {"ttft": 0.5, "tpot": 0.02, "error": None},
-        {"ttft": 0.2, "tpot": 0.04, "error": None},
-        {"ttft": None, "tpot": None, "error": "503"},
-    ]
-    yield Case("five requests", (small, 2.0, 0.5, 0.04), {"p50": 0.2, "p90": 0.5, "goodput": 1.5})
+    arguments = five(0.1, 0.2, 0.3, 0.5, 0.02, 0.04, 0.05), 2.0, 0.5, 0.04
+    yield Case("five requests", arguments, {"p50": 0.2, "p90": 0.5, "goodput": 1.5})
     draw = random.Random(12)
     for count, late in ((20, 0.3), (37, 0.6), (200, 0.8)):
-        requests = []
-        for _ in range(count):
-            failed = draw.random() < 0.15
-            begun = not failed or draw.random() < 0.5  # some fail after their first token
-            requests.append(
-                {
-                    "ttft": round(draw.expovariate(1 / late), 3) if begun else None,
-                    "tpot": None if draw.random() < 0.2 or not begun else round(draw.expovariate(1 / 0.05), 4),
-                    "error": "the stream broke" if failed else None,
-                }
-            )
-        arguments = (requests, 7.5, 0.5, 0.06)
-        yield Case(f"{count} requests", arguments, load_report(*arguments))
-    down = [{"ttft": None, "tpot": None, "error": "503"}, {"ttft": 0.2, "tpot": 0.03, "error": "the stream broke"}]
-    yield Case("nobody was answered", (down, 2.0, 0.5, 0.04), {"p50": None, "p90": None, "goodput": 0.0})
+        yield report_of(f"{count} requests", many(count, late, draw), 7.5, 0.5, 0.06)
+    yield Case("nobody was answered", (down(0.2, 0.03), 2.0, 0.5, 0.04), {"p50": None, "p90": None, "goodput": 0.0})
+
+
+def report_fresh(draw: random.Random) -> Iterable[Case]:
+    """As many answered ones are odd as above: a median of an odd number forgives some mistakes."""
+    for name in ("five requests, drawn", "five others, drawn"):
+        early, ttft, late, limit = (number / 100 for number in sorted(draw.sample(range(5, 300), 4)))
+        short, max_tpot, long = (number / 1000 for number in sorted(draw.sample(range(10, 99), 3)))
+        yield report_of(
+            name, five(early, ttft, late, limit, short, max_tpot, long), draw.uniform(1, 9), limit, max_tpot
+        )
+    for name in ("nobody was answered, drawn", "nobody was answered, either, drawn"):
+        broken = down(draw.uniform(0.1, 0.9), draw.uniform(0.01, 0.1)) * draw.randrange(1, 4)
+        yield report_of(name, broken, draw.uniform(1, 9), draw.uniform(0.3, 0.9), 0.04)
+    for number in range(6):
+        count, late, odd = ((20, 0.3, True), (37, 0.6, False), (200, 0.8, True))[number % 3]
+        while True:
+            requests = many(count + 2 * draw.randrange(count // 8), late, draw)
+            if sum(request["error"] is None for request in requests) % 2 == odd:
+                break
+        seconds, max_ttft = draw.uniform(3, 30), late * draw.uniform(0.6, 1.6)
+        yield report_of(f"{len(requests)} requests, draw {number + 1}", requests, seconds, max_ttft, 0.06)
+
+
+def report_of(name: str, *arguments: Any) -> Case:
+    return Case(name, arguments, load_report(*arguments))
+
+
+def five(early: float, ttft: float, late: float, limit: float, short: float, max_tpot: float, long: float) -> Requests:
+    """One is too slow between tokens, one has a single token, two are exactly at a limit, one is refused."""
+    return [
+        {"ttft": late, "tpot": long, "error": None},
+        {"ttft": early, "tpot": None, "error": None},
+        {"ttft": limit, "tpot": short, "error": None},
+        {"ttft": ttft, "tpot": max_tpot, "error": None},
+        {"ttft": None, "tpot": None, "error": "503"},
+    ]
+
+
+def down(ttft: float, tpot: float) -> Requests:
+    return [{"ttft": None, "tpot": None, "error": "503"}, {"ttft": ttft, "tpot": tpot, "error": "the stream broke"}]
+
+
+def many(count: int, late: float, draw: random.Random) -> Requests:
+    requests: Requests = []
+    for _ in range(count):
+        failed = draw.random() < 0.15
+        begun = not failed or draw.random() < 0.5  # some fail after their first token
+        requests.append(
+            {
+                "ttft": round(draw.expovariate(1 / late), 3) if begun else None,
+                "tpot": None if draw.random() < 0.2 or not begun else round(draw.expovariate(1 / 0.05), 4),
+                "error": "the stream broke" if failed else None,
+            }
+        )
+    return requests
 
 
 REPORT_MISTAKES = (
@@ -110,13 +149,18 @@ REPORT_MISTAKES = (
 )
 
 
+ASKED_REPORT = 'Return a dictionary with "p50", "p90" and "goodput".'
+
+
 def explain_report(case: Case, got: Any) -> str:
     if isinstance(got, str):
         if "Error" in got and all(request["error"] is not None for request in case.arguments[0]):
             return "Nobody was answered: there is no percentile to take (None), and the goodput is 0."
         if "NoneType" in got:
             return "ttft is None where no token came, tpot where only one came: look before you compare."
-        return 'Return a dictionary with "p50", "p90" and "goodput".' if "Error" in got else ""
+        return ASKED_REPORT if "dictionary update" in got or "is not iterable" in got else ""
+    if not isinstance(got, dict) or set(got) != set(case.expected):
+        return ASKED_REPORT
     return named(*REPORT_MISTAKES)(case, got)
 
 
@@ -150,18 +194,41 @@ def load_test(
 
 
 def late_cases() -> Iterable[Case]:
-    yield Case("nobody waits", ([0.0, 10.0, 20.0], [1.0, 2.0, 1.5]), 2.0)
-    yield Case("three at once", ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]), 3.0)
-    stall = [10.0] + [0.1] * 99
-    yield Case("one stall of 10 s", ([0.2 * k for k in range(100)], stall), p99_with_stall(stall, 0.2))
-    draw = random.Random(3)
-    for name, rate in (("half of what it can serve", 0.5), ("nine tenths", 0.9), ("more than it can serve", 1.3)):
-        now, arrivals, service = 0.0, [], []
+    spaced = ([0.0, 10.0, 20.0], [1.0, 2.0, 1.5])
+    return clicks(spaced, service=1.0, stall=10.0, gap=0.2, rates=(0.5, 0.9, 1.3), draw=random.Random(3))
+
+
+def late_fresh(draw: random.Random) -> Iterable[Case]:
+    """Servers as busy as those above."""
+    gap, begin = draw.uniform(5, 20), draw.uniform(1, 9)
+    spaced = ([begin + gap * k for k in range(3)], [draw.uniform(0.5, 4.5) for _ in range(3)])
+    rates = (draw.uniform(0.4, 0.6), draw.uniform(0.85, 0.95), draw.uniform(1.2, 1.4))
+    service, stall, pace = draw.uniform(0.5, 9), draw.uniform(5, 15), draw.uniform(0.15, 0.3)
+    return clicks(spaced, service, stall, pace, rates, draw, ", drawn")
+
+
+def clicks(
+    spaced: tuple[list[float], list[float]],
+    service: float,
+    stall: float,
+    gap: float,
+    rates: Sequence[float],
+    draw: random.Random,
+    ending: str = "",
+) -> Iterable[Case]:
+    """Users that meet nobody, three at once, users every `gap` seconds behind one stall, and three random loads."""
+    yield Case(f"nobody waits{ending}", spaced, max(spaced[1]))
+    yield Case(f"three at once{ending}", ([0.0] * 3, [service] * 3), 3 * service)
+    stalled = [stall] + [gap / 2] * 99
+    name = f"one stall of {stall:.3g} s{ending}"
+    yield Case(name, ([gap * k for k in range(100)], stalled), p99_with_stall(stalled, gap))
+    for load, rate in zip(("half of what it can serve", "nine tenths", "more than it can serve"), rates, strict=True):
+        now, arrivals, seconds = 0.0, [], []
         for _ in range(300):
             now += draw.expovariate(rate)
             arrivals.append(round(now, 3))
-            service.append(round(0.5 + draw.random(), 3))
-        yield Case(name, (arrivals, service), load_test(arrivals, service))
+            seconds.append(round(0.5 + draw.random(), 3))
+        yield Case(load + ending, (arrivals, seconds), load_test(arrivals, seconds))
 
 
 def p99_with_stall(service: Sequence[float], gap: float) -> float:
