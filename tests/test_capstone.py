@@ -24,9 +24,9 @@ from pagedlab.course.questions.ch11 import OWNERS
 from pagedlab.model_authoring.models.provision import default_model_path
 
 JOBS = {
-    "tiny": capstone.TINY_JOB,
-    "seats": capstone.SEATS_JOB,
-    "tight": capstone.TIGHT_JOB,
+    "tiny": capstone.SHOWN.tiny,
+    "seats": capstone.SHOWN.seats,
+    "tight": capstone.SHOWN.tight,
     "smollm2": capstone.smollm2_job(),
 }
 CLEAR = 0.01
@@ -82,7 +82,7 @@ def test_the_reference_of_smollm2_is_what_transformers_gives() -> None:
 
 def test_every_part_is_what_the_engine_runs() -> None:
     watch = Watch()
-    driver.run_job(capstone.SHARED_JOB, parts_of(engine()), watch)
+    driver.run_job(capstone.SHOWN.shared, parts_of(engine()), watch)
     used = {name for name, count in watch.calls.items() if count}
     assert used >= {"mask", "attention", "schedule", "blocks.allocate", "blocks.free", "allocate", "share", "release"}
 
@@ -111,8 +111,8 @@ def test_the_engine_uses_the_blocks_that_the_pool_chooses() -> None:
     first, last = (parts_of(ALL_FOUR.right[number][1])["pool"] for number in (0, 1))
     filled = {}
     for name, pool in (("first", first), ("last", last)):
-        engine_ = driver.build_engine(replace(capstone.TINY_JOB, num_blocks=30), {"pool": pool}, Watch())
-        engine_.add_request("a", capstone.TINY_JOB.prompts["a"], SamplingParams(temperature=0, max_tokens=2))
+        engine_ = driver.build_engine(replace(capstone.SHOWN.tiny, num_blocks=30), {"pool": pool}, Watch())
+        engine_.add_request("a", capstone.SHOWN.tiny.prompts["a"], SamplingParams(temperature=0, max_tokens=2))
         driver.run_to_the_end(engine_)
         cache = engine_.parts.worker.cache.kv  # type: ignore[attr-defined]
         filled[name] = cache.abs().sum(dim=(0, 1, 3, 4, 5)).nonzero().flatten().tolist()
@@ -148,7 +148,7 @@ def test_the_first_failure_is_told_and_not_what_follows_from_it() -> None:
 
     watch = Watch()
     with pytest.raises(PartError, match=r"Your pool, step \d+: share\(\) raised KeyError: 'lost'"):
-        driver.run_job(replace(capstone.SHARED_JOB, num_blocks=30), {"pool": Torn}, watch)
+        driver.run_job(replace(capstone.SHOWN.shared, num_blocks=30), {"pool": Torn}, watch)
 
 
 @settings(max_examples=25, deadline=None)
@@ -163,7 +163,7 @@ def test_the_right_parts_give_the_reference_in_any_pool(
 ) -> None:
     prompts = capstone.random_prompts(**{f"r{number}": length for number, length in enumerate(lengths)})
     job = replace(
-        capstone.TINY_JOB,
+        capstone.SHOWN.tiny,
         prompts=prompts,
         max_tokens=6,
         num_blocks=2 * blocks,
@@ -176,7 +176,7 @@ def test_the_right_parts_give_the_reference_in_any_pool(
 
 
 def test_owners_in_question_1_have_what_it_says_they_own() -> None:
-    built = driver.build_engine(capstone.TINY_JOB, {}, Watch())
+    built = driver.build_engine(capstone.SHOWN.tiny, {}, Watch())
     owners = [built, built.scheduler, built.block_manager, built.executor, built.executor.worker]
     owners.append(built.parts.worker.cache)  # type: ignore[attr-defined]
     by_name = {base.__name__: owner for owner in owners for base in type(owner).__mro__}

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from pagedlab.basics import masks
 from pagedlab.basics.attention import attention
+from pagedlab.course.drivers import tiny_model
 from pagedlab.model_authoring.models.loader import load_model
 from pagedlab.model_authoring.models.transformer import CausalLM
 
@@ -46,19 +47,7 @@ NAMES = {
 }
 """What config.json calls them."""
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SHAPE: dict[str, Any] = {**tiny_model.SHAPE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 ROPE_PARAMETERS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},

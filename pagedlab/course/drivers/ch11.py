@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagedlab.config import EngineConfig
 from pagedlab.course.capstone import Watch, plug
+from pagedlab.course.drivers.tiny_model import tiny_model
 from pagedlab.errors import PagedlabError
 from pagedlab.interfaces.engine import LLMEngine
 from pagedlab.interfaces.engine_parts import EngineParts
 from pagedlab.interfaces.outputs import RequestOutput
 from pagedlab.model_authoring.block_manager import BlockManager
-from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.loader import load_model
 from pagedlab.model_authoring.models.provision import default_model_path
 from pagedlab.model_authoring.models.transformer import CausalLM
@@ -28,18 +28,6 @@ from pagedlab.runtime.attention.registry import select_backend
 from pagedlab.runtime.cache_engine import CacheEngine
 from pagedlab.runtime.worker import Worker
 from pagedlab.sampling_params import SamplingParams
-
-TINY_SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-}
 
 
 def look_up(answer: Any, *keys: str) -> Any:
@@ -249,11 +237,4 @@ def models(name: str) -> CausalLM:
         return load_model(default_model_path(), dtype=torch.float32, device="cpu")
     if name != "tiny":
         raise PagedlabError(f"The capstone knows the models tiny and smollm2, not {name!r}.")
-    model = CausalLM(ModelConfig.from_dict(TINY_SHAPE)).eval()
-    generator = torch.Generator().manual_seed(11)
-    for module in model.modules():
-        for key, empty in list(module.named_parameters(recurse=False)):
-            noise = torch.randn(empty.shape, generator=generator)
-            weight = 1 + 0.2 * noise if empty.dim() == 1 else 0.3 * noise
-            setattr(module, key, nn.Parameter(weight, requires_grad=False))
-    return model
+    return tiny_model(11)

@@ -6,10 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from pagedlab.course.drivers.ch11 import attend_or_run, look_up, make_room, run_parts, run_scheduler
-from pagedlab.course.questions.ch11_attention import attention_cases, attention_explained
-from pagedlab.course.questions.ch11_capstone import capstone_cases, run_explained, scheduler_cases
-from pagedlab.course.questions.ch11_room import room_cases, room_explained
-from pagedlab.course.questions.ch11_waiting import WAITING_MISTAKES, waiting_cases
+from pagedlab.course.questions.ch11_attention import attention_cases, attention_explained, attention_fresh
+from pagedlab.course.questions.ch11_capstone import (
+    capstone_cases,
+    capstone_fresh,
+    run_explained,
+    scheduler_cases,
+    scheduler_fresh,
+)
+from pagedlab.course.questions.ch11_room import room_cases, room_explained, room_fresh
+from pagedlab.course.questions.ch11_waiting import WAITING_MISTAKES, waiting_cases, waiting_fresh
 from pagedlab.course.questions.mistakes import named
 from pagedlab.course.questions.model import Case, Kind, Question
 
@@ -136,6 +142,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="waiting_times",
         cases=waiting_cases,
+        fresh=waiting_fresh,
         hints=(
             "Play it on paper: a clock, a seat, and a set of those who are here and have not been served.",
             "A policy is a sort key. Each time the seat is free, take the minimum by that key among those with "
@@ -153,6 +160,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=2,
         answer="make_room",
         cases=room_cases,
+        fresh=room_fresh,
         hints=(
             "Where is a preempted request after the call? And which one is preempted first?",
             "Four faults: who is chosen, what a loop does whose list shrinks under it, what `computed` still says, and "
@@ -171,6 +179,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=3,
         answer="paged_attention",
         cases=attention_cases,
+        fresh=attention_fresh,
         hints=(
             "One sequence at a time: its rows of query, its blocks by the table, its keys in order. Chapter 07 does it "
             "for one row.",
@@ -192,6 +201,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=4,
         answer="MyScheduler",
         cases=scheduler_cases,
+        fresh=scheduler_fresh,
         hints=(
             "Running requests first, oldest first; each wants num_tokens - num_computed tokens, cut to what is left of "
             "the budget. Then those who wait.",
@@ -212,6 +222,7 @@ QUESTIONS: tuple[Question, ...] = (
         points=6,
         answer="parts",
         cases=capstone_cases,
+        fresh=capstone_fresh,
         hints=(
             "Part by part: the first four cases each plug in one of yours. Get them right in turn; the last two then "
             "usually follow.",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import accumulate
+from math import ceil
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pagedlab.basics.attention import attention, repeat_kv
-from pagedlab.course.questions.ch11_capstone import TINY_JOB, expected, run_explained
+from pagedlab.course.questions.ch11_capstone import SHOWN, expected, fresh_jobs, run_explained
 from pagedlab.course.questions.mistakes import Mistake, named
 from pagedlab.course.questions.model import Case
 from pagedlab.runtime.attention.base import AttentionMetadata
@@ -64,7 +67,36 @@ def attention_cases() -> Iterable[Case]:
     }
     for name, batch in batches.items():
         yield Case(name, (batch,), reference_rows(batch))
-    yield Case("in the engine, small random model", (asdict(TINY_JOB),), expected(TINY_JOB))
+    yield Case("in the engine, small random model", (asdict(SHOWN.tiny),), expected(SHOWN.tiny))
+
+
+def attention_fresh(draw: Random) -> Iterable[Case]:
+    """Contexts that need as many blocks, never all of the last one; blocks elsewhere, and not in order."""
+    decode, prompt, chunk, decode_at, short, few_at = (
+        blocks * SHAPE["block_size"] - draw.randrange(1, 4) for blocks in (2, 2, 3, 3, 1, 2)
+    )
+    rows = draw.randrange(2, 5)
+    batches = {
+        f"one row of a context of {decode} (a decode), drawn": [(1, decode)],
+        f"a whole prompt of {prompt}, drawn": [(prompt, prompt)],
+        f"a chunk: {rows} rows, context {chunk}, drawn": [(rows, chunk)],
+        "three sequences at once, drawn": [(1, decode_at), (short, short), (2, few_at)],
+    }
+    for name, lengths in batches.items():
+        batch = random_batch(lengths, scattered(draw, [context for _, context in lengths]), draw.randrange(2**31))
+        yield Case(name, (batch,), reference_rows(batch))
+    job = fresh_jobs(draw).tiny
+    yield Case("in the engine, small random model, drawn", (asdict(job),), expected(job))
+
+
+def scattered(draw: Random, contexts: list[int]) -> list[list[int]]:
+    """Tables that are neither the first blocks nor in order, where there is more than one block."""
+    counts = [ceil(context / SHAPE["block_size"]) for context in contexts]
+    while True:
+        blocks = draw.sample(range(1, SHAPE["num_blocks"]), sum(counts))
+        tables = [blocks[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
+        if all(table != sorted(table) if len(table) > 1 else table != [1] for table in tables):
+            return tables
 
 
 def sloppy(batch: Batch, mistake: str) -> Any:
@@ -147,8 +179,8 @@ def attention_explained(case: Case, got: Any) -> str:
     )(case, got)
     if known or not isinstance(got, list):
         return known
-    wrong = [i for i, (a, b) in enumerate(zip(got, case.expected, strict=False)) if not close(a, b)]
-    first = sequence_of(given["query_starts"].tolist(), wrong[0]) if wrong else 0
+    wrong = [i for i, (a, b) in enumerate(zip(got, case.expected, strict=True)) if not close(a, b)]
+    first = sequence_of(given["query_starts"].tolist(), wrong[0])
     return f"Rows {', '.join(map(str, wrong))} differ; the first of them belongs to sequence {first}."
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from random import Random
 from typing import Any
 
 import torch
@@ -19,26 +20,57 @@ SENTENCES = {
 }
 
 
-def random_prompts(**lengths: int) -> dict[str, list[int]]:
-    rng = torch.Generator().manual_seed(0)
+def random_prompts(seed: int = 0, /, **lengths: int) -> dict[str, list[int]]:
+    rng = torch.Generator().manual_seed(seed)
     return {name: torch.randint(0, 128, (length,), generator=rng).tolist() for name, length in lengths.items()}
 
 
-TINY_JOB = Job(
-    model="tiny",
-    prompts=random_prompts(a=9, b=5, c=13),
-    max_tokens=10,
-    num_blocks=9,
-    block_size=4,
-    token_budget=8,
-    max_num_seqs=3,
-)
-"""8 usable blocks of 4 hold 32 tokens; the three grow to 19, 15 and 23. Every job has a prompt over the budget."""
+@dataclass(frozen=True)
+class Jobs:
+    """Runs of the small random model. Every job has a prompt over the budget; the names say how small the pool is."""
 
-ROOMY_JOB = replace(TINY_JOB, num_blocks=30)
-SEATS_JOB = replace(ROOMY_JOB, prompts=random_prompts(a=4, b=6, c=3, d=17, e=2), max_num_seqs=2)
-TIGHT_JOB = replace(TINY_JOB, prompts=random_prompts(a=7, b=8, c=9, d=5), num_blocks=6, max_num_seqs=4)
-SHARED_JOB = replace(TINY_JOB, prompts=random_prompts(a=6, b=9), n=2, num_blocks=12, max_num_seqs=6)
+    tiny: Job
+    roomy: Job
+    seats: Job
+    tight: Job
+    shared: Job
+    three: Job
+
+
+def jobs(seed: int = 0, n: Callable[[int], int] = int) -> Jobs:
+    """Jobs whose prompts a seed draws; `n` may add to a length, at most 1: more, and `tight` fits no pool of its size.
+
+    8 usable blocks of 4 hold 32 tokens; the three of `tiny` grow to 19, 15 and 23.
+    """
+
+    def prompts(**lengths: int) -> dict[str, list[int]]:
+        return random_prompts(seed, **{name: n(length) for name, length in lengths.items()})
+
+    tiny = Job(
+        model="tiny",
+        prompts=prompts(a=9, b=5, c=13),
+        max_tokens=10,
+        num_blocks=9,
+        block_size=4,
+        token_budget=8,
+        max_num_seqs=3,
+    )
+    roomy = replace(tiny, num_blocks=30)
+    return Jobs(
+        tiny,
+        roomy,
+        seats=replace(roomy, prompts=prompts(a=4, b=6, c=3, d=17, e=2), max_num_seqs=2),
+        tight=replace(tiny, prompts=prompts(a=7, b=8, c=9, d=5), num_blocks=6, max_num_seqs=4),
+        shared=replace(tiny, prompts=prompts(a=6, b=9), n=2, num_blocks=12, max_num_seqs=6),
+        three=replace(tiny, prompts=prompts(a=5, b=11, c=3), max_tokens=6, num_blocks=6),
+    )
+
+
+def fresh_jobs(draw: Random) -> Jobs:
+    return jobs(draw.randrange(2**31), lambda length: length + draw.randrange(2))
+
+
+SHOWN = jobs()
 
 REFERENCES: dict[str, dict[str, Any]] = {}
 """Job as text -> what the engine did on its own parts: a run, and for SmolLM2 a second or two."""
@@ -47,7 +79,7 @@ REFERENCES: dict[str, dict[str, Any]] = {}
 def smollm2_job() -> Job:
     """5 usable blocks of 4 hold 20 tokens; the three prompts have 19, and get 18 more."""
     prompts = {name: vocabulary().encode(sentence).ids for name, sentence in SENTENCES.items()}
-    return replace(TINY_JOB, model="smollm2", prompts=prompts, max_tokens=6, num_blocks=6)
+    return replace(SHOWN.three, model="smollm2", prompts=prompts)
 
 
 def expected(job: Job, preempts: bool = True) -> dict[str, Any]:
@@ -59,25 +91,49 @@ def expected(job: Job, preempts: bool = True) -> dict[str, Any]:
 
 
 def scheduler_cases() -> Iterable[Case]:
-    yield Case("room for all", (asdict(ROOMY_JOB),), expected(ROOMY_JOB, preempts=False))
-    yield Case("five requests, two seats", (asdict(SEATS_JOB),), expected(SEATS_JOB, preempts=False))
-    yield Case("8 blocks for three", (asdict(TINY_JOB),), expected(TINY_JOB))
-    yield Case("5 blocks for four", (asdict(TIGHT_JOB),), expected(TIGHT_JOB))
+    return scheduled(SHOWN)
+
+
+def scheduler_fresh(draw: Random) -> Iterable[Case]:
+    return drawn(scheduled(fresh_jobs(draw)))
+
+
+def scheduled(given: Jobs) -> Iterable[Case]:
+    yield Case("room for all", (asdict(given.roomy),), expected(given.roomy, preempts=False))
+    yield Case("five requests, two seats", (asdict(given.seats),), expected(given.seats, preempts=False))
+    yield Case("8 blocks for three", (asdict(given.tiny),), expected(given.tiny))
+    yield Case("5 blocks for four", (asdict(given.tight),), expected(given.tight))
+
+
+def drawn(cases: Iterable[Case]) -> Iterable[Case]:
+    return (replace(case, name=f"{case.name}, drawn") for case in cases)
 
 
 MASK_ROWS = ["111000", "111100", "111110"]
 """What queries at 2, 3 and 4 may see of the keys at 0 to 5."""
+EVERY = ["mask", "pool", "scheduler", "attention"]
 
 
 def capstone_cases() -> Iterable[Case]:
-    yield Case("your mask", (["mask"], asdict(TINY_JOB)), {**expected(TINY_JOB), "mask": MASK_ROWS})
-    yield Case("your attention", (["attention"], asdict(TINY_JOB)), expected(TINY_JOB))
-    yield Case("your pool, two answers a prompt", (["pool"], asdict(SHARED_JOB)), expected(SHARED_JOB))
-    yield Case("your scheduler", (["scheduler"], asdict(TIGHT_JOB)), expected(TIGHT_JOB))
-    every = ["mask", "pool", "scheduler", "attention"]
-    yield Case("all four, small random model", (every, asdict(SHARED_JOB)), expected(SHARED_JOB))
+    yield from plugged(SHOWN)
     job = smollm2_job()
-    yield Case("all four, SmolLM2", (every, asdict(job)), expected(job))
+    yield Case("all four, SmolLM2", (EVERY, asdict(job)), expected(job))
+
+
+def capstone_fresh(draw: Random) -> Iterable[Case]:
+    """All on the small model, in place of SmolLM2 too: a run of that takes longer than all the others together."""
+    given = fresh_jobs(draw)
+    yield from drawn(plugged(given))
+    yield Case("all four, three prompts, drawn", (EVERY, asdict(given.three)), expected(given.three))
+
+
+def plugged(given: Jobs) -> Iterable[Case]:
+    tiny, shared, tight = asdict(given.tiny), asdict(given.shared), asdict(given.tight)
+    yield Case("your mask", (["mask"], tiny), {**expected(given.tiny), "mask": MASK_ROWS})
+    yield Case("your attention", (["attention"], tiny), expected(given.tiny))
+    yield Case("your pool, two answers a prompt", (["pool"], shared), expected(given.shared))
+    yield Case("your scheduler", (["scheduler"], tight), expected(given.tight))
+    yield Case("all four, small random model", (EVERY, shared), expected(given.shared))
 
 
 MASK_MISTAKES = {
@@ -109,7 +165,7 @@ def run_explained(case: Case, got: Any) -> str:
 
 
 def no_part(raised: Any) -> str:
-    if str(raised).startswith("KeyError: "):
+    if str(raised) in (f"KeyError: {part!r}" for part in EVERY):
         return f"The dictionary parts has no entry {str(raised).removeprefix('KeyError: ')}."
     if str(raised).startswith("TypeError: 'ellipsis'"):
         return "Give parts as a dictionary of the four."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 from pagedlab.course.drivers.ch11 import listed, make_room
@@ -62,17 +63,29 @@ def engine_makes_room(running: Lines, waiting: Lines, free: int, needed: int) ->
 
 
 def room_cases() -> Iterable[Case]:
-    trio = [entry("a", 0, 2), entry("b", 1, 2), entry("c", 2, 2)]
-    scripts: list[tuple[str, Lines, Lines, int, int]] = [
-        ("the example", trio, [entry("d", 3, 1, 0)], 1, 2),
-        ("two have to go", trio, [entry("d", 3, 1, 0)], 0, 3),
-        ("enough is free already", trio, [], 2, 2),
-        ("an earlier one waits", [trio[0], entry("e", 4, 3), entry("f", 6, 2)], [entry("d", 3, 1, 0)], 0, 4),
-        ("more than there is", trio, [], 0, 9),
-        ("nobody runs", [], [entry("d", 3, 1, 0)], 1, 2),
-    ]
-    for name, running, waiting, free, needed in scripts:
-        yield Case(name, (running, waiting, free, needed), engine_makes_room(running, waiting, free, needed))
+    return scripts(int)
+
+
+def room_fresh(draw: Random) -> Iterable[Case]:
+    return scripts(lambda number: draw.randrange(number, 4 * number + 2), ", drawn")
+
+
+def scripts(n: Callable[[int], int], ending: str = "") -> Iterable[Case]:
+    """Six ways to lack blocks; `n` gives a number, or another one that is not smaller."""
+    trio = [entry(name, arrival, n(2)) for arrival, name in enumerate("abc")]
+    a, b, c = (line["blocks"] for line in trio)
+    later, last, free = n(3), n(2), n(1)
+    waiting = [entry("d", 3, n(1), 0)]
+    pair = [entry("e", 4, later), entry("f", 6, last)]
+    for name, runs, waits, blocks, needed in (
+        ("the example", trio, waiting, free, free + 1),
+        ("two have to go", trio, waiting, 0, c + 1),
+        ("enough is free already", trio, [], free + 1, free + 1),
+        ("an earlier one waits", [trio[0], *pair], waiting, 0, last + 2),
+        ("more than there is", trio, [], 0, a + b + c + n(3)),
+        ("nobody runs", [], waiting, free, free + n(1)),
+    ):
+        yield Case(name + ending, (runs, waits, blocks, needed), engine_makes_room(runs, waits, blocks, needed))
 
 
 def room(
@@ -150,10 +163,12 @@ def room_explained(case: Case, got: Any) -> str:
         return f"{' and '.join(lost)} got lost: in neither list, so nobody will ever run it again."
     if len(set(names)) < len(names):
         return "A request is in the lists twice: it would be computed twice, into the same answer."
-    returned = got["returned"] if isinstance(got["returned"], list) else []
-    if len(returned) == 2 and returned[1] != case.expected["returned"][1]:
+    returned, right = got["returned"], case.expected["returned"][1]
+    if not isinstance(returned, list) or len(returned) != 2 or not isinstance(returned[1], list):
+        return "Return two things: the number of free blocks, and the list of names."
+    if sorted(map(str, returned[1])) != sorted(right):
         return (
             "Not the ones who arrived last. Removing from a list while a loop walks over it makes the loop skip the "
             "next one."
         )
-    return ""
+    return "The names stand in the order in which they were preempted." if returned[1] != right else ""

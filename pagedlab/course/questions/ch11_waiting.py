@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pagedlab.course.questions.mistakes import Mistake
@@ -38,17 +38,42 @@ def engine_waits(jobs: Jobs, policy: str) -> list[int]:
 
 def waiting_cases() -> Iterable[Case]:
     example = ((0, 5, 0), (1, 9, 0), (2, 1, 0))
-    yield from (Case(f"the example, {policy}", (example, policy), engine_waits(example, policy)) for policy in POLICIES)
     gap = ((3, 2, 5), (3, 4, 1), (20, 1, 2), (20, 1, 2), (21, 3, 0))
-    yield from (Case(f"with a pause, {policy}", (gap, policy), engine_waits(gap, policy)) for policy in POLICIES)
-    rng = random.Random(11)
+    return lines({"the example": example, "with a pause": gap}, random.Random(11), stream_of(2, 30))
+
+
+def waiting_fresh(draw: random.Random) -> Iterable[Case]:
+    """Lines like those: who has to wait for whom in the first ones, and who is equal, stays."""
+    begin, brief, short = draw.randrange(1, 50), draw.randrange(1, 4), draw.randrange(2, 4)
+    longer = brief + draw.randrange(2, 6)
+    resumed = begin + short + longer + draw.randrange(5, 20)
+    example = ((0, longer, 0), (1, longer + draw.randrange(1, 9), 0), (2, brief, 0))
+    gap = (
+        (begin, short, 5),
+        (begin, longer + 1, 1),
+        (resumed, brief, 2),
+        (resumed, brief, 2),
+        (resumed + brief, longer, 0),
+    )
+    tables = {"like the example, drawn": example, "with a pause, drawn": gap}
+    return lines(tables, draw, stream_of(short, draw.randrange(20, 40)), ", drawn")
+
+
+def stream_of(short: int, long: int) -> Jobs:
+    """Short jobs that keep the seat busy without end, and one long one among the first."""
+    return ((0, short, 0), (0, long, 9), *((1 + short * k, short, 0) for k in range(20)))
+
+
+def lines(tables: Mapping[str, Jobs], rng: random.Random, stream: Jobs, ending: str = "") -> Iterable[Case]:
+    asked = {**tables}
     for size in (8, 12):
         arrivals = sorted(rng.randrange(3 * size) for _ in range(size))
-        jobs = tuple((arrival, rng.randint(1, 8), rng.randrange(3)) for arrival in arrivals)
-        yield from (Case(f"{size} random, {policy}", (jobs, policy), engine_waits(jobs, policy)) for policy in POLICIES)
-    stream = ((0, 2, 0), (0, 30, 9), *((time, 2, 0) for time in range(1, 40, 2)))
+        asked[f"{size} random{ending}"] = tuple((time, rng.randint(1, 8), rng.randrange(3)) for time in arrivals)
+    for name, jobs in asked.items():
+        yield from (Case(f"{name}, {policy}", (jobs, policy), engine_waits(jobs, policy)) for policy in POLICIES)
     for policy in ("fcfs", "sjf"):
-        yield Case(f"a long job in a stream of short ones, {policy}", (stream, policy), engine_waits(stream, policy))
+        name = f"a long job in a stream of short ones{ending}, {policy}"
+        yield Case(name, (stream, policy), engine_waits(stream, policy))
 
 
 def served(
