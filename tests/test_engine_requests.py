@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from memory_worker import expected_output, memory_engine
@@ -197,3 +198,27 @@ def test_a_failed_encode_raises_what_happened(tmp_path: Path) -> None:
         await engine.stop()
 
     asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_a_list_of_numpy_integers_is_one_prompt(tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path)
+    (plain,) = llm.generate([3, 4, 5], params())
+    (numpy,) = llm.generate(list(np.array([3, 4, 5])), params())
+    assert numpy.outputs[0].token_ids == plain.outputs[0].token_ids and numpy.prompt_token_ids == [3, 4, 5]
+
+
+def test_a_call_whose_requests_were_aborted_from_elsewhere_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny_llm(tmp_path)
+    step = llm.llm_engine.step
+
+    def step_and_abort() -> Any:
+        outputs = step()
+        llm.llm_engine.abort_request([name for name in list(llm.llm_engine._generations)][-1:])
+        return outputs
+
+    monkeypatch.setattr(llm.llm_engine, "step", step_and_abort)
+    with pytest.raises(GenerationError, match="2 of 3 requests were aborted from elsewhere") as caught:
+        llm.generate([[1, 2], [3, 4], [5, 6]], [params(1), params(9), params(9)])
+    assert len(caught.value.outputs) == 1

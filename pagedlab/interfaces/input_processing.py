@@ -86,9 +86,9 @@ def _token_ids(ids: Any) -> list[int]:
     if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
         raise InvalidRequestError(f"A prompt must be text or a list of token ids, got {type(ids).__name__}.")
     for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int):
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise InvalidRequestError(f"A prompt's token ids must be integers, got {token!r}.")
-    return list(ids)
+    return [int(token) for token in ids]  # NumPy's integers, too
 
 
 def check_prompt(token_ids: Sequence[int], limits: Limits) -> None:

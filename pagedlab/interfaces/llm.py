@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,11 @@ class LLM:
             mine = set(ids)
             with tqdm(total=len(ids), desc="Processed prompts", disable=not use_tqdm) as bar:
                 while len(done) < len(ids):
+                    if not self.llm_engine.has_unfinished_requests():
+                        raise GenerationError(
+                            f"{len(ids) - len(done)} of {len(ids)} requests were aborted from elsewhere.",
+                            [*done.values()],
+                        )
                     for output in self._step():
                         if output.request_id in mine:
                             done[output.request_id] = output
@@ -241,7 +247,7 @@ def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         prompts = prompts.tolist()
     if not isinstance(prompts, Sequence):
         raise InvalidRequestError(f"prompts must be text, token ids or a list of them, got {type(prompts).__name__}.")
-    if prompts and isinstance(prompts[0], int):
+    if prompts and isinstance(prompts[0], Integral):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 
