@@ -416,6 +416,15 @@ def test_a_wrong_answer_is_told_what_is_wrong(screen: Screen, answer: Any, misun
     assert_well_formed(screen)
 
 
+def test_an_exception_is_shown_with_its_line_in_the_notebook(screen: Screen) -> None:
+    notebook: dict[str, Any] = {"__name__": "__main__"}
+    exec("import json\n\n\ndef blocks_needed(n):\n    return json.loads('{')\n", notebook)
+    course.check("ch00.q1", notebook["blocks_needed"])
+    assert "JSONDecodeError: " in screen.text and " (line 5 of the cell, in blocks_needed)" in screen.text
+    course.check("ch00.q1", lambda n: 1 // 0)  # of a module: its lines say nothing to a reader
+    assert "ZeroDivisionError" in screen.text and "of the cell, in <lambda>" not in screen.text
+
+
 def test_hints_come_one_by_one_and_end(screen: Screen) -> None:
     for _ in range(4):
         course.hint("ch00.q1")

@@ -14,7 +14,7 @@ BADGES = {
     "corrected": ("✎", "corrected", "#A33B00"),
     "imprecise": ("≈", "imprecise", "#7A5600"),
     "cited": ("❝", "cited", "#00598C"),
-    "measured": ("⏱", "measured here", "#5B3A75"),
+    "measured": ("◷", "measured here", "#5B3A75"),
     "needs-gpu": ("▣", "needs a GPU", "#555555"),
     "pass": ("✓", "right", "#00684A"),
     "fail": ("✗", "not yet", "#A33B00"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pagedlab.course import progress, questions
@@ -77,8 +78,18 @@ def run_case(question: Question, case: Case, answer: Any) -> Result:
     except codec.CodecError as error:
         return Result(case, False, "something else", f"The answer {error}")
     except Exception as error:  # the reader's code may raise anything
-        return judge_error(question, case, type(error).__name__, str(error))
+        result = judge_error(question, case, type(error).__name__, str(error))
+        return result if result.note == NOT_ANSWERED else replace(result, got=f"{result.got}{place(error)}")
     return judge(question, case, got)
+
+
+def place(error: Exception) -> str:
+    """Where in the notebook it was raised: the last line that is not a library's."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") == "__main__":
+            found = f" (line {line} of the cell, in {frame.f_code.co_name})"
+    return found
 
 
 def judge(question: Question, case: Case, got: Any) -> Result:
