@@ -19,6 +19,9 @@ NOT_ANSWERED = "not answered yet"
 MAX_SHOWN = 2_000
 """Characters of a result."""
 
+MAX_IN_TABLE = 300
+"""Characters of a result that stand in its table at full height."""
+
 MAX_TIMES, MAX_MORE = 10, 10_000
 """How many values more than the right result a wrong one may have, and still be shown and explained."""
 
@@ -162,7 +165,7 @@ def show_results(question: Question, results: list[Result], points: int, bar: st
         expected = format_value(result.case.expected)
         line = f"  {sign} {result.case.name}: got {result.got}"
         plain.append(line if result.passed else f"{line}, expected {expected}. {note}".rstrip())
-        rows.append([sign, text(result.case.name), text(result.got), text(expected), note_markup(note)])
+        rows.append([sign, text(result.case.name), value_markup(result.got), value_markup(expected), note_markup(note)])
     plain.append(bar)
     if not solved:
         plain.append(f'Stuck? hint("{question.id}")')
@@ -170,6 +173,13 @@ def show_results(question: Question, results: list[Result], points: int, bar: st
     help_line = "" if solved else f"<br>Stuck? <code>hint(&quot;{question.id}&quot;)</code>"
     results_table = table(["", "case", "got", "expected", ""], *rows)
     emit("\n".join(plain), f"{heading}{results_table}<p><code>{bar}</code>{help_line}</p>")
+
+
+def value_markup(shown: str) -> str:
+    """A result in a table: a long one scrolls in a few lines, so that the cases stay in sight."""
+    if len(shown) <= MAX_IN_TABLE:
+        return text(shown)
+    return f'<div style="max-height:8em;overflow:auto;overflow-wrap:anywhere">{text(shown)}</div>'
 
 
 def note_markup(note: str) -> str:

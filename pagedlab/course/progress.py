@@ -73,9 +73,9 @@ def save(path: Path, best: dict[str, int]) -> None:
 
 
 def bar(questions: list[Question], best: dict[str, int]) -> str:
-    """'ch00 ██████████░░░░░░░░░░ 1 of 2 points'."""
+    """'ch00 ██████████░░░░░░░░░░ 1 of 2 points, best so far'."""
     total = sum(question.points for question in questions)
     earned = sum(min(best.get(question.id, 0), question.points) for question in questions)
     filled = round(BAR_WIDTH * earned / total)
     chapter = questions[0].id.split(".")[0]
-    return f"{chapter} {'█' * filled}{'░' * (BAR_WIDTH - filled)} {earned} of {total} points"
+    return f"{chapter} {'█' * filled}{'░' * (BAR_WIDTH - filled)} {earned} of {total} points, best so far"
