@@ -37,6 +37,7 @@ from hostile import (
 
 from pagedlab.course import notebooks, questions
 from pagedlab.course.exercise_notebooks import exercise_of
+from pagedlab.course.grading import grade as grading
 from pagedlab.course.grading import report
 from pagedlab.course.grading.grade import Book, Grade, compared, grade_command, grade_folder, sheet_of
 from pagedlab.course.grading.server import Server, drive_of
@@ -331,3 +332,41 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").chmod(0)
     (learner,), _ = collect(tmp_path)
     assert "Permission denied" in learner.problems[0]
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_graded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "other.json").mkdir()
+    for output in ("file/g.csv", "folder.csv", "other.csv", "x" * 300 + ".csv"):
+        with pytest.raises(CourseError, match=r"cannot be written \(.*\): name another|is a folder: name another"):
+            grade_command("nowhere", str(tmp_path / output), None, 1, "solutions")
+    with pytest.raises(CourseError, match="nowhere cannot be read"):
+        grade_command("nowhere", str(tmp_path / "new" / "g.csv"), None, 1, "solutions")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_is_lost_while_grading_costs_no_grade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("submissions", "solutions", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "submissions" / "a.ipynb").write_text(as_notebook(RIGHT))
+    (tmp_path / "solutions" / "00_small.ipynb").write_text(as_notebook(SOLUTION))
+    monkeypatch.setattr(questions, "QUESTIONS", (QUICK,))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(grading, "SAVE_SECONDS", -1.0)
+
+    def lose(book: Book, path: Path) -> None:
+        if path.parent.name == "out":
+            raise OSError(28, "No space left on device")
+        write_csv(book, path)
+
+    write_csv = report.write_csv
+    monkeypatch.setattr(report, "write_csv", lose)
+    arguments = (str(tmp_path / "submissions"), str(tmp_path / "out" / "g.csv"), None, 1, str(tmp_path / "solutions"))
+    assert grade_command(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert "could not be written (No space left on device" in err and "the grades are elsewhere" in err
+    (path,) = tmp_path.glob("grades-*/g.csv")
+    assert str(path) in out and path.read_text().splitlines()[1] == "a,2,2"

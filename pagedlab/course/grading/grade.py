@@ -93,13 +93,22 @@ def grade_command(
     if jobs < 1:
         raise CourseError(f"--jobs must be 1 or more, not {jobs}.")
 
+    report.check_writable([table, table.with_suffix(".json")])
+    said: set[str] = set()
+
     def save(book: Book) -> None:
-        report.write_csv(book, table)
-        report.write_json(book, table.with_suffix(".json"))
+        """What cannot be written now may be written next time, and does not end hours of grading."""
+        try:
+            report.write_both(book, table)
+        except OSError as error:
+            problem = f"The grades could not be written ({error.strerror}: {table.parent}); the grader tries again."
+            if problem not in said:
+                said.add(problem)
+                tqdm.write(problem, file=sys.stderr)
 
     hidden = [table.parent]
     book, interrupted = grade_folder(Path(submissions), Path(solutions), chapter, jobs, hidden, seed, save)
-    save(book)
+    table = report.write_somewhere(book, table)
     print(f"{len(book.learners)} learners, {len(book.questions)} questions: {table}, {table.with_suffix('.json')}")
     return 130 if interrupted else 0
 

@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedlab.course.display import format_value, plain_value
 from pagedlab.course.exercises import Result, shortened
+from pagedlab.errors import CourseError
 
 if TYPE_CHECKING:
     from pagedlab.course.grading.grade import Book, Grade
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """A cell that begins so is run as a formula by spreadsheets."""
+
+
+def check_writable(paths: Sequence[Path]) -> None:
+    """Refuse now what could not be written after an hour of grading.
+
+    Raises:
+        CourseError: the folder cannot be made or written to, or there is a folder of that name.
+    """
+    for path in paths:
+        draft = draft_of(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.touch()
+            draft.unlink()
+        except OSError as error:
+            raise CourseError(
+                f"{path} cannot be written ({error.strerror}): name another file with --output."
+            ) from None
+        if path.is_dir():
+            raise CourseError(f"{path} is a folder: name another file with --output.")
+
+
+def write_both(book: Book, table: Path) -> None:
+    """The table, and the JSON file beside it."""
+    write_csv(book, table)
+    write_json(book, table.with_suffix(".json"))
+
+
+def write_somewhere(book: Book, table: Path) -> Path:
+    """Write both; if they cannot be written where they should be, into a new folder. Returns the table's path.
+
+    Raises:
+        CourseError: there is no place for them anywhere.
+    """
+    try:
+        write_both(book, table)
+        return table
+    except OSError as error:
+        print(f"{table} cannot be written ({error.strerror}): the grades are elsewhere.", file=sys.stderr)
+    try:
+        elsewhere = Path(tempfile.mkdtemp(prefix="grades-")) / table.name
+        write_both(book, elsewhere)
+        return elsewhere
+    except OSError as error:
+        raise CourseError(
+            f"The grades cannot be written anywhere ({error.strerror}): make room, grade again."
+        ) from None
 
 
 def write_csv(book: Book, path: Path) -> None:
@@ -90,12 +142,18 @@ def printable(text: str) -> str:
     )
 
 
+def draft_of(path: Path) -> Path:
+    """No other grader's: two of them may write into one folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         draft.write_text(text, encoding="utf-8", newline="\n")
         os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
