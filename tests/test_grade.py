@@ -370,3 +370,52 @@ def test_a_folder_that_is_lost_while_grading_costs_no_grade(
     assert "could not be written (No space left on device" in err and "the grades are elsewhere" in err
     (path,) = tmp_path.glob("grades-*/g.csv")
     assert str(path) in out and path.read_text().splitlines()[1] == "a,2,2"
+
+
+FINDS_WHAT_IT_WANTS = {
+    "ch04.q4": (
+        'd = vars(sys)["mod" + "ules"]["pagedlab.course.drivers.ch04"]\n'
+        'lies = iter([("refuses", "places"), ("places", "refuses"), ("refuses", "refuses")])\n'
+        'pair = {"refuses": None, "places": 0}\n'
+        "class Memory:\n    def __init__(self):\n        self.said = pair[now.pop(0)]\n"
+        "    def take(self, size):\n        return self.said\n"
+        "now = [word for words in lies for word in words]\n"
+        "d.FirstFit = d.Buddy = Memory\n"
+        'histories = dict.fromkeys(["only first fit refuses", "only buddy refuses", "both refuse"], [("take", 1)])'
+    ),
+    "ch05.q4": (
+        'd = vars(sys)["mod" + "ules"]["pagedlab.course.drivers.ch05"]\n'
+        "d.POLICIES = dict.fromkeys(d.POLICIES, (lambda *a: 1, lambda *a: 2))\n"
+        'witness = {"fifo": [1], "lru": [1], "clock": [1]}'
+    ),
+    "ch10.q3": (
+        'd = vars(sys)["mod" + "ules"]["pagedlab.course.drivers.ch10"]\nd.leaks = lambda l: l == [7]\nleaking = [7]'
+    ),
+}
+"""Where the driver finds out whether a value is right: answers that change what it finds."""
+
+LIAR = (
+    "class Page(int):\n    def __eq__(self, other):\n        return False\n    __hash__ = int.__hash__\n"
+    'witness = dict.fromkeys(["fifo", "lru", "clock"], [Page(1), Page(1)])'
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("identifier", FINDS_WHAT_IT_WANTS)
+def test_a_value_is_tried_where_nothing_of_the_readers_has_run(identifier: str) -> None:
+    question = questions.find(identifier)
+    cells = master_cells(question.chapter)
+    sheet = sheet_of(question, cells, seed=1)
+    solution = cells[cell_id(question, "answer")]
+    lies = [FINDS_WHAT_IT_WANTS[identifier], *([LIAR] if identifier == "ch05.q4" else [])]
+    with Server([question]) as server:
+
+        def points(source: str) -> int:
+            outcome = server.try_answer(question, [*sheet.before, ("answer", f"import sys\n{source}")], sheet.arguments)
+            return compared(sheet, outcome).points
+
+        assert [points(source) for source in lies] == [0] * len(lies)
+        assert points(solution) == question.points
+        if identifier == "ch05.q4":  # one entry is right, one is a stub, one is no plain value
+            half = '{"fifo": iter([1, 2, 2, 2, 1]), "lru": ..., "clock": [object()]}'
+            assert points(f"witness = {half}") == question.points // 3

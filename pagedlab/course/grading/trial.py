@@ -14,6 +14,8 @@ import os
 import random
 import sys
 import types
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,8 @@ def run(job: dict[str, Any], descriptor: int) -> None:
 
     Args:
         job: "cells" [(name, source)], the last of them the answer; "answer", its name; "drive" (module, function);
-            "arguments" of each case; "allowed" modules; "token", which marks the frames as ours
+            "arguments" of each case, or None if the value that the answer is shall be sent; "given", such a value, to
+            be tried in place of cells; "allowed" modules; "token", which marks the frames as ours
         descriptor: of the pipe to write frames to: {"token", "case", and "value" or "raised" or "refused"}
     """
     token = job["token"]
@@ -46,13 +49,15 @@ def run(job: dict[str, Any], descriptor: int) -> None:
 
     drive = getattr(importlib.import_module(job["drive"][0]), job["drive"][1])
     try:
-        namespace = prepared(job)
+        namespace = prepared(job) if job["given"] is None else {job["answer"]: loads(job["given"])}
     except Refused as refusal:
         return tell(ALL, refused=str(refusal))
     except BaseException as error:  # the answer may raise anything, SystemExit too
         return tell(ALL, raised=described(error))
     if job["answer"] not in namespace:
         return tell(ALL, missing=True)
+    if job["arguments"] is None:
+        return tell(ALL, **value_of(namespace[job["answer"]], dumps))
     for number, text in enumerate(job["arguments"]):
         try:
             # A stub of a value is `...`; it is looked up each time, as check does.
@@ -64,6 +69,26 @@ def run(job: dict[str, Any], descriptor: int) -> None:
             tell(number, refused=str(error))
         except BaseException as error:
             tell(number, raised=described(error))
+
+
+def value_of(answer: Any, dumps: Callable[[Any], str]) -> dict[str, Any]:
+    """A frame with the value that an answer is; of a dictionary, the entries that are plain."""
+    if answer is ...:
+        return {"missing": True}
+    plain = {}
+    try:
+        if type(answer) not in codec.DICTIONARIES:
+            return {"value": dumps(answer)}
+        for key, entry in answer.items():
+            with contextlib.suppress(codec.CodecError):
+                entry = list(islice(entry, codec.MAX_ITEMS)) if isinstance(entry, Iterator) else entry
+                dumps([key, entry])
+                plain[key] = entry
+        return {"value": dumps(plain)}
+    except codec.CodecError as error:
+        return {"refused": str(error)}
+    except BaseException as error:
+        return {"raised": described(error)}
 
 
 class Refused(Exception):

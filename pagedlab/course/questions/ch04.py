@@ -139,6 +139,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=history_explained,
         drive=replay_history,
+        is_value=True,
     ),
     Question(
         id="ch04.q5",

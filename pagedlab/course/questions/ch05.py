@@ -151,6 +151,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=witness_explained,
         drive=try_witness,
+        is_value=True,
     ),
     Question(
         id="ch05.q5",

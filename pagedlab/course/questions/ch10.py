@@ -311,6 +311,7 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=leak_explained,
         drive=leak,
+        is_value=True,
     ),
     Question(
         id="ch10.q4",

@@ -58,6 +58,8 @@ class Question:
         tolerance: of numbers, relative, or absolute if `absolute` is set
         drive: called as drive(answer, *arguments) where the answer runs, which in grading is not this process: a
             function at the top of a module in pagedlab.course.drivers. It returns plain values or tensors
+        is_value: the answer is a value, and `drive` finds out whether it is right. A grader then calls `drive` with a
+            copy in another process, in which nothing of the reader's has run that could change what `drive` finds
         allowed: modules of pagedlab that an answer may import, with everything below them
         seconds: that all cases together may take in grading
     """
@@ -75,6 +77,7 @@ class Question:
     absolute: bool = False
     drive: Callable[..., Any] = call
     fresh: Callable[[Random], Iterable[Case]] | None = None
+    is_value: bool = False
     allowed: tuple[str, ...] = ()
     seconds: float = 20.0
 
