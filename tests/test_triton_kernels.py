@@ -209,6 +209,14 @@ def test_a_mixed_batch_gives_each_sequence_its_own_attention(shape, decodes, chu
     assert_close(out, case.expected)
 
 
+@pytest.mark.parametrize("group", [33, 64])
+def test_a_group_larger_than_the_tile_of_its_dtype_is_served(group):
+    """A float32 tile has 32 rows; up to 64 query heads may share a KV head."""
+    case = make_case([(3, 20), (1, 17)], group=group, head_dim=16, dtype=torch.float32)
+    out = TritonBackend().attend(case.query, case.kv_cache, case.metadata, scale=case.scale, sliding_window=case.window)
+    assert_close(out, case.expected)
+
+
 def test_each_kernel_leaves_the_rows_of_the_other_alone():
     case = make_case([(1, 20), (5, 33), (1, 7), (3, 3)])
     decode_rows, prefill_rows = case.rows(decodes=True), case.rows(decodes=False)

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagedlab.runtime.kernels.launch import launch
+from pagedlab.runtime.kernels.launch import launch, next_power_of_2
 from pagedlab.runtime.kernels.paging import cache_rows, granule_of, head_dim_parts, load_block_ids
 
 SEARCH_CHUNK = 256
@@ -266,7 +266,8 @@ def paged_prefill(
     num_tokens, num_heads, head_dim = query.shape
     _, num_blocks, block_size, num_kv_heads, _ = kv_cache.shape
     group = num_heads // num_kv_heads
-    block_q = config.block_m // group
+    block_m = max(config.block_m, next_power_of_2(group))  # a tile holds one token's rows at least
+    block_q = block_m // group
     main, tail = head_dim_parts(head_dim)
     launch(
         paged_prefill_kernel,
@@ -290,7 +291,7 @@ def paged_prefill(
             "MAIN": main,
             "TAIL": tail,
             "BLOCK_SIZE": block_size,
-            "BLOCK_M": config.block_m,
+            "BLOCK_M": block_m,
             "BLOCK_Q": block_q,
             "BLOCK_N": config.block_n,
             "GRANULE": granule_of(block_size, config.block_n),
