@@ -193,6 +193,8 @@ async def stream_completion(address: tuple[str, int], path: str, body: dict[str,
             raise HttpError("the stream ended without a finish reason or without a token")
     except TimeoutError:
         answer.error = f"no whole answer within {timeout:g} s"
+    except (KeyError, TypeError, AttributeError) as error:
+        answer.error = f"an event is not that of a completion ({type(error).__name__}: {error})"
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError, PagedlabError) as error:
         answer.error = f"{type(error).__name__}: {error}"
     answer.ended = time.perf_counter()
