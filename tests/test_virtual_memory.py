@@ -366,6 +366,15 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
     machine.allocate("p", 8)
     with pytest.raises(MemoryAccessError, match="Frame 1 is taken"):
         machine.load("p", 1, 1)
+    machine.load("p", 1, 0)
+    machine.allocate("p", 12)
+    for frame in (0, -1, 2):
+        with pytest.raises(MemoryAccessError, match="choose one that is free"):
+            machine.load("p", 2, frame)
+    assert machine.table("p") == [1, 0, None] and not machine.counts["evict"], "what is refused changes nothing"
+    for policy in ("fifo", "lru", "clock"):
+        with pytest.raises(MemoryAccessError, match="nothing to evict"):
+            VirtualMemory(2, policy=policy).evict()
 
 
 # ---- the other side: the engine's block manager --------------------------------------------------------------------

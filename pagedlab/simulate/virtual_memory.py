@@ -190,11 +190,11 @@ class VirtualMemory:
         table = self._table(owner)
         if not 0 <= page < len(table.frames) or table.frames[page] is not None:
             raise MemoryAccessError(f"Page {page} of {owner!r} cannot be loaded: choose one of its pages on disk.")
+        if frame_id is not None and all(frame.frame_id != frame_id for frame in self.free_frames):
+            raise MemoryAccessError(f"Frame {frame_id} is taken, or there is none: choose one that is free.")
         if not self.free_frames:
             self.evict()
         frame = self.free_frames[0] if frame_id is None else self.frames[frame_id]
-        if frame not in self.free_frames:
-            raise MemoryAccessError(f"Frame {frame_id} is taken: choose one that is free.")
         self.free_frames.remove(frame)
         self.memory[self._bytes_of(frame)] = self.disk.get(Page(owner, page), bytes(self.page_size))
         self._fill(frame, Page(owner, page), dirty=False)
@@ -205,6 +205,8 @@ class VirtualMemory:
 
     def evict(self) -> bool:
         """Empty one frame, of whichever program; its page goes to disk if it was written."""
+        if len(self.free_frames) == len(self.frames):
+            raise MemoryAccessError("No frame holds a page: there is nothing to evict.")
         frame = self.frames[self.policy.victim()]
         owner, number = frame.pages[0]
         self._emit("evict", owner, number, frame.frame_id, f"frame {frame.frame_id} gives up page {number} of {owner}")
