@@ -315,6 +315,11 @@ def test_fit_refuses_what_it_cannot_fit() -> None:
         fit(SHAPE, steps[:3], [1.0] * 3)
     with pytest.raises(SimulationError, match="more than 0"):
         fit(SHAPE, steps, [0.0] * len(steps))
+    for seconds in (float("nan"), float("inf")):
+        with pytest.raises(SimulationError, match="more than 0"):
+            fit(SHAPE, steps, [seconds, *[1.0] * (len(steps) - 1)])
+    with pytest.raises(SimulationError, match="of one size"):
+        fit(SHAPE, steps[:1] * 9, [1.0] * 9)
 
 
 @settings(max_examples=50, deadline=None)

@@ -151,15 +151,17 @@ def fit(
         sizes, seconds: of each measured step. They must differ: decodes of several batch sizes, and prompts.
 
     Raises:
-        SimulationError: fewer than 8 steps, or a time that is not positive.
+        SimulationError: fewer than 8 steps, all of one size, or a time that is not positive and finite.
     """
     if len(sizes) != len(seconds) or len(sizes) < 8:
         raise SimulationError(
             f"A fit needs one time for each step and 8 steps or more, got {len(sizes)} and {len(seconds)}."
         )
     measured = np.asarray(seconds, float)
-    if (measured <= 0).any():
-        raise SimulationError("A measured step takes more than 0 seconds: measure with a finer clock.")
+    if not (np.isfinite(measured) & (measured > 0)).all():
+        raise SimulationError("A measured step takes more than 0 seconds, and not for ever: measure it again.")
+    if len(set(sizes)) == 1:
+        raise SimulationError("All steps are of one size, which tells no cost from another: measure different ones.")
     table = np.array([[s.rows, s.sequences, s.sampled, s.pairs, s.context] for s in sizes], float).T
     rows, sequences, sampled, pairs, context = table
     flops = np.asarray(linear_flops(shape, rows, sampled))
