@@ -72,13 +72,21 @@ def test_a_workload_is_fixed_by_its_seed_and_in_order() -> None:
     assert total_tokens([TraceRequest(0, 2, 3), TraceRequest(1, 4, 5)]) == 14
 
 
+@pytest.mark.parametrize(("mean", "count", "family"), [(512, 100, "gamma"), (512, 1, "lognormal"), (3, 2, "gamma")])
+def test_the_mean_is_met_even_where_all_draws_are_far_below_it(mean: float, count: int, family: str) -> None:
+    requests = make_workload(count, Lengths(mean, mean, spread=5, family=family), seed=3)
+    assert np.mean([request.output_tokens for request in requests]) == pytest.approx(mean, rel=0.01)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: Lengths(0.5, 10),
         lambda: Lengths(10, 2000),
         lambda: Lengths(10, 10, spread=0),
+        lambda: Lengths(10, 10, spread=float("nan")),
         lambda: Lengths(10, 10, family="normal"),
+        lambda: make_workload(5, Lengths(10, 10), rate=float("nan")),
         lambda: make_workload(0, Lengths(10, 10)),
         lambda: make_workload(5, Lengths(10, 10), rate=0),
         lambda: make_workload(5, Lengths(10, 10), rate=1, burstiness=-1),

@@ -54,7 +54,7 @@ class Lengths:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise SimulationError(f"There is no family {self.family!r}: choose {' or '.join(FAMILIES)}.")
-        if self.spread <= 0:
+        if not 0 < self.spread < float("inf"):
             raise SimulationError(f"The spread is a standard deviation / mean above 0, got {self.spread}.")
         for what, mean in (("mean_prompt", self.mean_prompt), ("mean_output", self.mean_output)):
             if not 1 <= mean <= self.window / 4:
@@ -106,6 +106,8 @@ def scaled_to_mean(unit: Floats, mean: float, longest: Ints) -> Ints:
         return np.clip(np.rint(unit * scale), 1, longest).astype(np.int64)
 
     low, high = 0.0, 16 * mean
+    while scaled(high).mean() < mean and high < 1e30:  # a few draws of a large spread may all be far below their mean
+        low, high = high, 16 * high
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if scaled(middle).mean() < mean else (low, middle)
@@ -130,7 +132,7 @@ def bursty_arrivals(count: int, rate: float, burstiness: float, rng: np.random.G
 
     1 is Poisson; above it arrivals come in clumps with long gaps between; towards 0 they come like a clock's ticks.
     """
-    if rate <= 0 or burstiness <= 0:
+    if not (0 < rate < float("inf") and 0 < burstiness < float("inf")):
         raise SimulationError(f"Arrivals need a rate and a burstiness above 0, got {rate} and {burstiness}.")
     return np.cumsum(unit_gamma(burstiness, count, rng)) / rate
 
