@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from pagedlab.bench.floor import RecordingWorker, StepSize, floor_seconds
 from pagedlab.bench.peers import available_peers, load_peer, load_vllm, run_generate_batch, run_static, run_vllm
 from pagedlab.bench.pictures import draw_offline
-from pagedlab.bench.report import environment, ratios, show, spread, write_json
+from pagedlab.bench.report import check_writable, environment, ratios, show, spread, write_json
 from pagedlab.bench.shapes import SHAPES, write_shape
 from pagedlab.bench.workloads import Job, offline_jobs, shared_prefix_jobs
 from pagedlab.errors import ConfigError, PagedlabError
@@ -64,6 +64,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--peers here are {', '.join(available_peers())}; --rounds and --num-prompts must be at least 1."
         )
+    for name, (shortest, longest) in (("input", arguments.input_len), ("output", arguments.output_len)):
+        if not 1 <= shortest <= longest:
+            raise ConfigError(f"--{name}-len takes the least and the most, 1 or more: got {shortest} {longest}.")
+    check_writable(arguments.json, arguments.picture)
     result: dict[str, Any] = {"environment": environment(arguments.device), "runs": {}}
     with tempfile.TemporaryDirectory() as directory:
         if arguments.shape:
@@ -204,7 +208,9 @@ def print_table(dtype: str, run: dict[str, Any]) -> None:
     table.add_row("pagedlab", show(rates["pagedlab"], 1), "", "")
     for name, ratio in run["speedup"].items():
         aim = f"{targets[name]:.1f}x" if name in targets else ""
-        table.add_row(f"transformers {name}", show(rates[name], 1), show(ratio) + " x", aim)
+        table.add_row(
+            "vLLM" if name == "vllm" else f"transformers {name}", show(rates[name], 1), show(ratio) + " x", aim
+        )
     aim = f"{targets['floor']:.2f}" if "floor" in targets else ""
     table.add_row("floor: matrix products alone", show(rates["floor"], 1), show(run["share_of_floor"]) + " of it", aim)
     if "prefix_caching" in run:

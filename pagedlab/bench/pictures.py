@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"pagedlab": "#0072B2", "static": "#E69F00", "generate_batch": "#D55E00", "floor": "#999999"}
+COLOURS = {
+    "pagedlab": "#0072B2",
+    "static": "#E69F00",
+    "generate_batch": "#D55E00",
+    "vllm": "#CC79A7",
+    "floor": "#999999",
+}
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
 NAMES = {
     "pagedlab": "pagedlab",
     "static": "transformers\ngenerate (static)",
     "generate_batch": "transformers\ngenerate_batch",
+    "vllm": "vLLM",
     "floor": "matrix products\nalone",
 }
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from pagedlab.errors import ConfigError
+
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """The machine and the software that a number was measured on."""
@@ -49,9 +51,33 @@ def show(values: dict[str, float], digits: int = 2) -> str:
     return f"{values['median']:.{digits}f} ({values['min']:.{digits}f}-{values['max']:.{digits}f})"
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Can these files be written? Asked before minutes of measuring, not after. Creates their folders.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writable = not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise ConfigError(f"{path} cannot be written: name a file in a folder that you may write to.")
+
+
 def write_json(path: str | Path, result: dict[str, Any]) -> Path:
-    """Write a result beside whatever is there, creating folders."""
+    """Write a result, creating folders. Who is ended while writing leaves the file as it was, not half of a new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    text = json.dumps(result, indent=2) + "\n"
+    if path.exists() and not path.is_file():  # /dev/stdout
+        path.write_text(text)
+        return path
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
     return path

@@ -8,6 +8,7 @@ from typing import Any
 
 from pagedlab.bench.report import show, spread
 from pagedlab.config import EngineConfig
+from pagedlab.errors import ConfigError
 from pagedlab.interfaces.engine import LLMEngine
 from pagedlab.interfaces.engine_parts import EngineParts
 from pagedlab.model_authoring.block_manager import BlockManager
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    if min(*arguments.num_seqs, arguments.steps) < 1:
+        raise ConfigError("--num-seqs and --steps must be at least 1.")
     for num_seqs in arguments.num_seqs:
         print(f"{num_seqs:5d} running requests: {show(step_milliseconds(num_seqs, arguments.steps), 3)} ms a step")
     return 0

@@ -19,7 +19,7 @@ import numpy as np
 
 from pagedlab.bench.http_load import loopback_url, send_all
 from pagedlab.bench.pictures import draw_serve
-from pagedlab.bench.report import environment, ratios, show, spread, write_json
+from pagedlab.bench.report import check_writable, environment, ratios, show, spread, write_json
 from pagedlab.bench.serve_load import (
     MEANS,
     PERCENTILES,
@@ -102,6 +102,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be more than 0, got {value}.")
+    check_writable(arguments.json, arguments.picture)
 
 
 class Benchmark:

@@ -211,7 +211,14 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 async def scrape(address: tuple[str, int]) -> dict[str, float] | None:
-    """The server's /metrics; None if it has none of these names."""
-    status, body = await get(address, "/metrics")
+    """The server's /metrics; None if it has none of these names.
+
+    Raises:
+        HttpError: nobody answers.
+    """
+    try:
+        status, body = await get(address, "/metrics")
+    except (OSError, EOFError, ValueError) as error:
+        raise HttpError(f"The server does not answer /metrics ({type(error).__name__}): it ended, or hangs.") from error
     values = parse_metrics(body.decode()) if status == 200 else {}
     return values if "generation_tokens" in values else None

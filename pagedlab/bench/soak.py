@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from pagedlab.bench.http_load import HttpError, events, get, request, stream_completion
-from pagedlab.bench.report import environment, write_json
+from pagedlab.bench.report import check_writable, environment, write_json
 from pagedlab.bench.servers import pagedlab_server, scrape
 from pagedlab.errors import ConfigError, PagedlabError
 from pagedlab.interfaces.openai_server.arguments import KERNEL_CACHES
@@ -59,6 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Soak a server; 1 if a request ended otherwise than it must, memory grew, or a block leaked."""
     if not arguments.minutes > 0 or arguments.clients < 1:
         raise ConfigError("--minutes must be more than 0, and --clients at least 1.")
+    check_writable(arguments.json)
     from pagedlab.model_authoring.models.provision import resolve_model
 
     model = resolve_model(arguments.model)
