@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ MINIMAL = {**SHAPE, "architectures": ["LlamaForCausalLM"]}
 REFUSED_CONFIGS = [
     ({"architectures": ["GPT2LMHeadModel"]}, "names GPT2LMHeadModel.*" + ", ".join(ARCHITECTURES)),
     ({"architectures": None}, "names no architecture"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures as a list of names, got 'LlamaForCausalLM'"),
+    ({"architectures": [5]}, r"architectures as a list of names, got \[5\]"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps as a number of at least 0, got 'small'"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps as a number of at least 0, got nan"),
+    ({"eos_token_id": "</s>"}, "config.json must give eos_token_id as a token id or a list of them, got '</s>'"),
+    ({"eos_token_id": [2, 0.5]}, r"eos_token_id as a token id or a list of them, got \[2, 0.5\]"),
     ({"quantization_config": {"bits": 4}}, "quantized"),
     ({"hidden_size": None}, "hidden_size as an integer of at least 1, got None"),
     ({"num_hidden_layers": 0}, "num_hidden_layers as an integer of at least 1, got 0"),
@@ -124,6 +131,12 @@ REFUSED_CONFIGS = [
         "set use_sliding_window and sliding_window",
     ),
     ({"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"]}, "for each of 2 layers"),
+    ({"architectures": ["Qwen3ForCausalLM"], "layer_types": 2}, "for each of 2 layers"),
+    ({"architectures": ["Qwen3ForCausalLM"], "layer_types": [["full_attention"], 1]}, "for each of 2 layers"),
+    (
+        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": "all"},
+        "max_window_layers as a number of layers, got 'all'",
+    ),
 ]
 
 

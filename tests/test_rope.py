@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -174,6 +176,18 @@ REFUSALS = [
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, 16, "high_freq_factor"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": -1}}, 16, "factor above 0 .* got -1"),
     ({"rope_theta": "large"}, 16, "rope_theta above 0 .* got 'large'"),
+    ({"rope_theta": math.nan}, 16, "rope_theta above 0 .* got nan"),
+    ({"rope_scaling": {"type": "linear", "factor": math.inf}}, 16, "factor above 0 .* got inf"),
+    ({"rope_scaling": "linear"}, 16, "one set of rotary parameters for all layers, got 'linear'"),
+    ({"rope_scaling": {"rope_type": ["linear"]}}, 16, "rope_type .'linear'. is unknown"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, 16, "one set .* for all layers"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": "32"}}, 16, "beta_fast above 0 .* got '32'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": -1.0}}, 16, "mscale above 0 .* got -1"),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        16,
+        "high_freq_factor above low_freq_factor",
+    ),
     ({}, 15, "head_dim must be even, got 15"),
     ({"partial_rotary_factor": 0.5}, 16, "partial_rotary_factor 0.5"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class ModelConfig:
         Raises:
             ModelError: a field is missing or makes no sense, or the model needs what pagedlab does not have.
         """
-        name, architecture = find_architecture(list(fields.get("architectures") or []))
+        name, architecture = find_architecture(_names(fields.get("architectures") or []))
         if fields.get("quantization_config"):
             raise ModelError("The checkpoint is quantized (quantization_config): choose one in float32 or 16 bits.")
         # A default stands in for a field that is left out, not for one that is null: sliding_window null is no window.
@@ -104,7 +105,7 @@ class ModelConfig:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             hidden_act=hidden_act,
-            rms_norm_eps=float(read.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=_epsilon(read),
             rope_parameters=checked_rope_parameters(read, head_dim, max_positions),
             max_position_embeddings=max_positions,
             attention_bias=_decide(architecture.qkv_bias, read),
@@ -113,7 +114,9 @@ class ModelConfig:
             qk_norm=architecture.qk_norm,
             tie_word_embeddings=bool(read.get("tie_word_embeddings", False)),
             sliding_windows=_sliding_windows(architecture, read, num_layers),
-            eos_token_ids=_token_ids(fields.get("eos_token_id"), (generation or {}).get("eos_token_id")),
+            eos_token_ids=_token_ids(
+                config=fields.get("eos_token_id"), generation_config=(generation or {}).get("eos_token_id")
+            ),
             dtype=_dtype(read.get("dtype", read.get("torch_dtype", "float32"))),
         )
 
@@ -164,6 +167,19 @@ def _positive(fields: Mapping[str, Any], name: str, default: int | None = None) 
     return value
 
 
+def _epsilon(fields: Mapping[str, Any]) -> float:
+    value = fields.get("rms_norm_eps", 1e-6)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ModelError(f"config.json must give rms_norm_eps as a number of at least 0, got {value!r}.")
+    return float(value)
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ModelError(f"config.json must give architectures as a list of names, got {value!r}.")
+    return value
+
+
 def _decide(rule: bool | str, fields: Mapping[str, Any]) -> bool:
     return bool(fields.get(rule, False)) if isinstance(rule, str) else rule
 
@@ -179,8 +195,11 @@ def _sliding_windows(architecture: Architecture, fields: Mapping[str, Any], num_
     types = fields.get("layer_types")
     if types is None:
         first = fields.get("max_window_layers", 28)
+        if not isinstance(first, int):
+            raise ModelError(f"config.json must give max_window_layers as a number of layers, got {first!r}.")
         types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(num_layers)]
-    if len(types) != num_layers or not set(types) <= {"full_attention", "sliding_attention"}:
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != num_layers or not all(kind in kinds for kind in types):
         raise ModelError(
             f"config.json: layer_types must say full_attention or sliding_attention for each of {num_layers} layers."
         )
@@ -191,11 +210,14 @@ def _sliding_windows(architecture: Architecture, fields: Mapping[str, Any], num_
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
-def _token_ids(*values: int | list[int] | None) -> tuple[int, ...]:
+def _token_ids(**files: Any) -> tuple[int, ...]:
     """The union, in order of appearance: instruction-tuned models list some ids in one file and some in the other."""
     found: dict[int, None] = {}
-    for value in values:
-        found.update(dict.fromkeys([] if value is None else [value] if isinstance(value, int) else value))
+    for file, value in files.items():
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in ids):
+            raise ModelError(f"{file}.json must give eos_token_id as a token id or a list of them, got {value!r}.")
+        found.update(dict.fromkeys(ids))
     return tuple(found)
 
 

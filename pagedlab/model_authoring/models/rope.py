@@ -89,6 +89,10 @@ ROPE_TYPES: dict[str, tuple[Callable[[int, Mapping[str, Any]], tuple[Tensor, flo
 """rope_type -> (inverse frequencies [head_dim / 2] and the factor on cos and sin, the numbers that it needs)."""
 
 
+YARN_OPTIONS = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+"""Numbers that a YaRN config may leave out; 0 is as good as left out, but for attention_factor."""
+
+
 def checked_rope_parameters(fields: Mapping[str, Any], head_dim: int, max_positions: int) -> dict[str, Any]:
     """config.json's rotary parameters in one form, whichever of its three spellings they have.
 
@@ -98,9 +102,12 @@ def checked_rope_parameters(fields: Mapping[str, Any], head_dim: int, max_positi
     Raises:
         ModelError: an unknown type, a number that it needs and does not have, or an odd head_dim.
     """
-    parameters = dict(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    if not isinstance(given, Mapping) or any(isinstance(value, Mapping) for value in given.values()):
+        raise ModelError(f"config.json must give one set of rotary parameters for all layers, got {given!r}.")
+    parameters = dict(given)
     rope_type = parameters["rope_type"] = parameters.get("rope_type", parameters.pop("type", None)) or "default"
-    if rope_type not in ROPE_TYPES:
+    if not isinstance(rope_type, str) or rope_type not in ROPE_TYPES:
         raise ModelError(f"rope_type {rope_type!r} is unknown: choose a model with one of {', '.join(ROPE_TYPES)}.")
     if head_dim % 2:
         raise ModelError(f"config.json: rotary embeddings pair up channels, so head_dim must be even, got {head_dim}.")
@@ -111,10 +118,15 @@ def checked_rope_parameters(fields: Mapping[str, Any], head_dim: int, max_positi
     # The top-level field, where it exists, outranks the one inside, as in transformers.
     inner = parameters.get("original_max_position_embeddings") or max_positions
     parameters["original_max_position_embeddings"] = fields.get("original_max_position_embeddings", inner)
-    for name in ("rope_theta", "original_max_position_embeddings", *ROPE_TYPES[rope_type][1]):
+    needed = ("rope_theta", "original_max_position_embeddings", *ROPE_TYPES[rope_type][1])
+    optional = [name for name in YARN_OPTIONS if rope_type == "yarn" and parameters.get(name)]
+    for name in (*needed, *optional):
         value = parameters.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        # Not `value <= 0`: Python's JSON reads NaN and Infinity, too.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ModelError(f"config.json must give {name} above 0 for rope_type {rope_type!r}, got {value!r}.")
+    if rope_type == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
+        raise ModelError("config.json must give a high_freq_factor above low_freq_factor for rope_type 'llama3'.")
     return parameters
 
 
