@@ -37,13 +37,14 @@ from hostile import (
 
 from pagedlab.course import notebooks, questions
 from pagedlab.course.exercise_notebooks import exercise_of
+from pagedlab.course.exercises import Result
 from pagedlab.course.grading import grade as grading
 from pagedlab.course.grading import report
 from pagedlab.course.grading.grade import Book, Grade, compared, grade_command, grade_folder, sheet_of
 from pagedlab.course.grading.server import Server, drive_of
-from pagedlab.course.grading.submissions import collect
+from pagedlab.course.grading.submissions import Learner, collect
 from pagedlab.course.masters import cell_id
-from pagedlab.course.questions import of_chapter
+from pagedlab.course.questions import Case, of_chapter
 from pagedlab.errors import CourseError
 from pagedlab.interfaces import cli
 
@@ -419,3 +420,20 @@ def test_a_value_is_tried_where_nothing_of_the_readers_has_run(identifier: str) 
         if identifier == "ch05.q4":  # one entry is right, one is a stub, one is no plain value
             half = '{"fifo": iter([1, 2, 2, 2, 1]), "lru": ..., "clock": [object()]}'
             assert points(f"witness = {half}") == question.points // 3
+
+
+def test_long_results_do_not_fill_a_disk(tmp_path: Path) -> None:
+    """A character that cannot be printed is ten in the file; nothing else is cut, and the file is JSON as ever."""
+    cases = [Case(str(number), (number,), number) for number in range(30)]
+    learners = [Learner("a"), Learner("b")]
+    book = Book([QUICK], learners, seed=1)
+    for learner, got in zip(learners, ("\U000e0001" * 2_000, "7"), strict=True):
+        results = [Result(case, False, got) for case in cases]
+        book.put(learner, Grade(QUICK, 0, got, results[:15], results[15:]))
+    report.write_json(book, tmp_path / "g.json")
+    assert (tmp_path / "g.json").stat().st_size < 30_000
+    found = json.loads((tmp_path / "g.json").read_text(encoding="utf-8"))["learners"]
+    a, b = (found[name]["questions"]["ch00.q1"] for name in "ab")
+    assert len(a["cases"]) == len(a["fresh cases"]) == 15 and all(case["got"] for case in a["cases"])
+    assert [case["got"] for case in b["cases"]] == ["7"] * 15
+    assert [case["arguments"] for case in b["fresh cases"]] == [f"[{number}]" for number in range(15, 30)]

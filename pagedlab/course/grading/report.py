@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """A cell that begins so is run as a formula by spreadsheets."""
+
+MAX_DETAIL, LEAST_DETAIL = 8_000, 100
+"""Characters of an answer's results that are written down, in all its cases; and of each, however long others are."""
 
 
 def check_writable(paths: Sequence[Path]) -> None:
@@ -80,51 +84,69 @@ def write_csv(book: Book, path: Path) -> None:
         grades = book.grades.get(learner.name, {})
         points = [grades[question.id].points if question.id in grades else "" for question in book.questions]
         table.writerow([harmless(learner.name), *points, book.total(learner)])
-    write(path, text.getvalue())
+    write(path, [text.getvalue()])
 
 
 def write_json(book: Book, path: Path) -> None:
     """Points, reasons, and of each case what came out, what is right, and what to say of it."""
-    learners = {}
+    of = {question.id: question.points for question in book.questions}
+    head = json.dumps({"points": of, "seed": book.seed, "not isolated": book.not_isolated}, indent=1)
+    write(path, chain([head.removesuffix("\n}"), ',\n "learners": {'], learners_in_json(book), ["\n }\n}\n"]))
+
+
+def learners_in_json(book: Book) -> Iterator[str]:
+    """An entry each, one at a time: all together may be hundreds of megabytes."""
+    names: set[str] = set()
+    arguments: dict[int, str] = {}  # of the fresh cases, which are everybody's
     for learner in book.learners:
         grades = book.grades.get(learner.name, {})
         name = printable(learner.name)
-        while name in learners:  # of two files, one named by what the other's escapes look like
+        while name in names:  # of two files, one named by what the other's escapes look like
             name += "'"
-        learners[name] = {
+        entry = {
             "total": book.total(learner),
             "files": {chapter: printable(notebook.file) for chapter, notebook in sorted(learner.notebooks.items())},
             "problems": [printable(problem) for problem in learner.problems],
             "questions": {
-                question.id: detail(grades[question.id]) for question in book.questions if question.id in grades
+                question.id: detail(grades[question.id], arguments)
+                for question in book.questions
+                if question.id in grades
             },
         }
-    of = {question.id: question.points for question in book.questions}
-    content = {"points": of, "seed": book.seed, "not isolated": book.not_isolated, "learners": learners}
-    write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps({name: entry}, indent=1, ensure_ascii=False)
+        lines = text.removeprefix("{").removesuffix("\n}").replace("\n", "\n ")
+        yield lines if not names else f",{lines}"
+        names.add(name)
 
 
-def detail(grade: Grade) -> dict[str, Any]:
+def detail(grade: Grade, arguments: dict[int, str]) -> dict[str, Any]:
+    room = MAX_DETAIL
+    cases = []
+    for result in (*grade.results, *grade.fresh):
+        cases.append(told(result, max(room, LEAST_DETAIL)))
+        room -= len(cases[-1]["got"])
+    fresh = cases[len(grade.results) :]
+    for case, result in zip(fresh, grade.fresh, strict=True):
+        if id(result.case) not in arguments:
+            arguments[id(result.case)] = shortened(json.dumps(plain_value(result.case.arguments), default=str))
+        case["arguments"] = arguments[id(result.case)]
     return {
         "points": grade.points,
-        "reason": printable(grade.reason),
-        "cases": [told(result) for result in grade.results],
-        "fresh cases": [{**told(result), "arguments": arguments_of(result)} for result in grade.fresh],
+        "reason": shortened(printable(grade.reason)),
+        "cases": cases[: len(grade.results)],
+        "fresh cases": fresh,
     }
 
 
-def arguments_of(result: Result) -> str:
-    """What a case that nobody has seen was called with."""
-    return shortened(json.dumps(plain_value(result.case.arguments), default=str))
-
-
-def told(result: Result) -> dict[str, Any]:
+def told(result: Result, room: int) -> dict[str, Any]:
+    """What came out stands there as far as there is room for it, in characters."""
+    got = printable(result.got[: room + 1])
     return {
         "case": result.case.name,
         "passed": result.passed,
-        "got": printable(result.got),
+        "got": got if len(got) <= room else f"{got[:room]} …",
         "expected": shortened(format_value(result.case.expected)),
-        "note": printable(result.note),
+        "note": shortened(printable(result.note)),
     }
 
 
@@ -136,6 +158,8 @@ def harmless(name: str) -> str:
 
 def printable(text: str) -> str:
     """Control characters and halves of characters, which a file's name or an answer's text may hold, as escapes."""
+    if text.isprintable():
+        return text
     return "".join(
         letter if letter.isprintable() or letter in "\n " else letter.encode("unicode_escape").decode()
         for letter in text
@@ -147,12 +171,13 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, parts: Iterable[str]) -> None:
     """Replace a file by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
         os.replace(draft, path)
     finally:
         with contextlib.suppress(OSError):
