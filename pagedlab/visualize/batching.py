@@ -66,15 +66,15 @@ def padding_surface(lengths: Sequence[int], sizes: Sequence[int], pads: np.ndarr
     Args:
         pads: [len(sizes), len(lengths)] cells of padding.
     """
-    if pads.shape != (len(sizes), len(lengths)) or pads.size < 4:
+    if pads.shape != (len(sizes), len(lengths)) or min(pads.shape) < 2:
         raise CourseError(f"pads must be [batch sizes, lengths], two of each or more, got {list(pads.shape)}.")
     figure = new_figure(11, 4, title)
     surface, lines = figure.subplots(1, 2)
     image = surface.pcolormesh(lengths, sizes, pads, shading="nearest")
-    contours = surface.contour(
-        lengths, sizes, pads, colors="white", linewidths=1.2, levels=pads.max() * np.arange(1, 5) / 5
-    )
-    surface.clabel(contours, fmt=lambda level: f"{level:,.0f}", fontsize=9)
+    if pads.max() > pads.min():  # a flat map has no contours
+        levels = pads.max() * np.arange(1, 5) / 5
+        contours = surface.contour(lengths, sizes, pads, colors="white", linewidths=1.2, levels=levels)
+        surface.clabel(contours, fmt=lambda level: f"{level:,.0f}", fontsize=9)
     figure.colorbar(image, ax=surface, label="pads (cells)", format=FuncFormatter(lambda value, _: f"{value:,.0f}"))
     surface.set(xlabel="length n of the new prompt (tokens)", ylabel="rows B of the batch")
     surface.set_title("pads of a batch", fontsize=11)
@@ -221,13 +221,12 @@ def saturation(
     )
     for axes, field, label in panels:
         for index, (name, points) in enumerate(curves.items()):
-            axes.plot(*_series(points, field), marker=".", color=CYCLE[index], label=f"{name}, simulated")
+            colour = CYCLE[index % len(CYCLE)]
+            axes.plot(*_series(points, field), marker=".", color=colour, label=f"{name}, simulated")
             taken = (measured or {}).get(name, ())
             if taken:
                 style: Any = {"linestyle": "none", "marker": "o", "markersize": 11, "markerfacecolor": "none"}
-                axes.plot(
-                    *_series(taken, field), color=CYCLE[index], label=f"{name}, measured", markeredgewidth=2, **style
-                )
+                axes.plot(*_series(taken, field), color=colour, label=f"{name}, measured", markeredgewidth=2, **style)
         axes.set(xlabel="arrivals (requests a second)", ylabel=label)
     rates.set_ylim(bottom=0)
     latencies.set_yscale("log")

@@ -116,11 +116,13 @@ def roofline_share(
             marker = "osD^v"[index % 5]
             axes.plot(list(measured[name]), shares, marker, color=colour, markersize=8, label=f"{name}, measured")
     batches = [batch for series in [*measured.values(), *curves.values()] for batch in series]
+    highest = 100 * max(share for series in [*measured.values(), *curves.values()] for share in series.values())
     axes.axhline(100, color=PALETTE["black"], linestyle="--", linewidth=1.2)
     axes.set_xscale("log", base=2)
     ticks = [tick for tick in BATCH_TICKS if min(batches) <= tick <= max(batches)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="sequences in the batch", ylabel="floor / time of a step (%)", title=title, ylim=(0, 106))
+    axes.set(xlabel="sequences in the batch", ylabel="floor / time of a step (%)", title=title)
+    axes.set_ylim(0, max(106, 1.04 * highest))  # above 100 % the floor was not one: that must be seen
     legend_below(axes, columns=2)
     return figure

@@ -48,7 +48,7 @@ def curves(
     for index, (name, (x, y)) in enumerate(series.items()):
         if len(x) != len(y):
             raise CourseError(f"{name!r} has {len(x)} x and {len(y)} y: give one y for each x.")
-        if log and min([*x, *y], default=1) <= 0:
+        if log and any(number <= 0 for number in (*x, *y)):
             raise CourseError(f"{name!r} has a number that is not positive: draw it with log=False.")
         axes.plot(x, y, marker=MARKERS[index % len(MARKERS)], markersize=5, color=CYCLE[index % len(CYCLE)], label=name)
     axes.set_xlabel(xlabel)
@@ -57,7 +57,8 @@ def curves(
         axes.set_xscale("log")
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        if all(number >= 0 for _, y in series.values() for number in y):
+            axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
     legend_beside(axes)
     return figure
@@ -69,11 +70,11 @@ def work_triangle(passes: Mapping[str, Sequence[Pass]], title: str | None = None
     Args:
         passes: name -> its passes in order; recorded from a run or computed.
     """
-    figure = new_figure(9, 4.4, title)
-    panels = figure.subplots(1, len(passes), squeeze=False)[0]
     width = max((one.past + one.new for steps in passes.values() for one in steps), default=0)
     if not width:
         raise CourseError("There is no pass to draw: generate at least one token.")
+    figure = new_figure(9, 4.4, title)
+    panels = figure.subplots(1, len(passes), squeeze=False)[0]
     present = set()
     for axes, (name, steps) in zip(panels, passes.items(), strict=True):
         cells = work_cells(steps, width)
@@ -121,6 +122,8 @@ def bytes_bars(bars: Sequence[tuple[str, str, int]], title: str | None = None, o
     """
     if not bars or any(size <= 0 for _, _, size in bars):
         raise CourseError("Bars on a logarithmic axis need one positive number of bytes or more.")
+    if unknown := {kind for _, kind, _ in bars} - set(KINDS):
+        raise CourseError(f"A bar's kind is one of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}.")
     figure = new_figure(9, 0.36 * len(bars) + 1.6, title)
     axes = figure.subplots()
     names, kinds, sizes = zip(*bars, strict=True)

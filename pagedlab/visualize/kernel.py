@@ -42,6 +42,8 @@ def who_reads(
     Raises:
         CourseError: counts are no matrix, a label is missing, or a program read more of a block than it holds.
     """
+    if not panels:
+        raise CourseError("There is nothing to draw: pass one panel or more.")
     tables = [checked_matrix(counts, "Reads") for counts, _ in panels.values()]
     for table, (_, programs) in zip(tables, panels.values(), strict=True):
         if table.min() < 0 or table.max() > block_size:

@@ -124,6 +124,8 @@ def paired_bars(
     pairs: Mapping[str, tuple[float, float]], labels: tuple[str, str], xlabel: str, title: str | None = None
 ) -> Figure:
     """Two bars a name, with their numbers: a simulated value beside a published one."""
+    if not any(max(pair) > 0 for pair in pairs.values()):
+        raise CourseError("Paired bars need one name or more, and a number above 0.")
     figure = new_figure(8, 1.3 + 0.62 * len(pairs), title)
     axes = figure.subplots()
     for side, (label, colour) in enumerate(zip(labels, (PALETTE["blue"], PALETTE["grey"]), strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from pagedlab.errors import CourseError
 from pagedlab.simulate.devices import Device
 from pagedlab.visualize.style import PALETTE, legend_below, new_figure
 
@@ -37,6 +39,8 @@ class Point:
 
 def roofline(devices: Sequence[Device], points: Sequence[Point], title: str = "Roofline") -> Figure:
     """Attainable FLOP/s against FLOP per byte, both axes logarithmic: a roof a device, its ridge marked, the points."""
+    if not devices or not all(point.intensity > 0 for point in points):
+        raise CourseError("A roofline needs one device or more, and points of an intensity above 0.")
     figure = new_figure(8.5, 5)
     axes = figure.subplots()
     ridges = [device.ridge for device in devices]
@@ -100,6 +104,10 @@ def time_against_rows(
         read_seconds: to read the weights once.
         seconds_per_row: of a row's arithmetic at the device's best rate.
     """
+    if not len(rows) or not min(*rows, *seconds, read_seconds, seconds_per_row) > 0:
+        raise CourseError(
+            "Time against rows needs one measurement or more, and only numbers above 0: its axes are log."
+        )
     figure = new_figure(8, 4.4)
     axes = figure.subplots()
     xs = np.geomspace(min(rows), max(rows), 200)
@@ -132,7 +140,7 @@ def memory_bars(bars: Mapping[str, Mapping[str, float]], limit: float | None = N
     figure = new_figure(8.5, 1.6 + 0.62 * len(bars))
     axes = figure.subplots()
     parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
-    colours = [PALETTE[name] for name in ("blue", "sky", "orange", "green", "purple", "vermillion")]
+    colours = cycle(PALETTE[n] for n in ("blue", "sky", "orange", "green", "purple", "vermillion", "yellow", "black"))
     left = np.zeros(len(bars))
     for part, colour in zip(parts, colours, strict=False):
         widths = np.array([bar.get(part, 0) for bar in bars.values()]) / 1e9

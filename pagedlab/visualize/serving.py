@@ -67,6 +67,8 @@ def latencies(
     """
     if not samples or not all(len(values) for values in samples.values()):
         raise CourseError("Latencies need one group or more, each with one value or more.")
+    if not all(value > 0 for values in samples.values() for value in values):
+        raise CourseError("Latencies stand on a logarithmic axis: give only seconds above 0.")
     figure = new_figure(9, 4.2, title)
     axes = figure.subplots()
     for index, (name, values) in enumerate(samples.items()):
@@ -131,14 +133,16 @@ def load_curve(
 def latency_panel(
     axes: Axes, points: Sequence[LoadPoint], simulated: Sequence[LoadPoint], name: str, limit: float | None
 ) -> None:
-    for index, rank in enumerate(sorted(getattr(points[0], name))):
+    nothing = float("nan")  # where no request had such a time, the line has a gap
+    for index, rank in enumerate(sorted({rank for point in points for rank in getattr(point, name)})):
+        colour = CYCLE[index % len(CYCLE)]
         marker = MARKERS.get(rank, OTHER_MARKER)
-        values = [1e3 * getattr(point, name)[rank] for point in points]
+        values = [1e3 * getattr(point, name).get(rank, nothing) for point in points]
         loads = [point.load for point in points]
-        axes.plot(loads, values, marker=marker, color=CYCLE[index], label=f"p{rank}")
+        axes.plot(loads, values, marker=marker, color=colour, label=f"p{rank}")
         if simulated:
-            values = [1e3 * getattr(point, name)[rank] for point in simulated]
-            axes.plot([point.load for point in simulated], values, color=CYCLE[index], linewidth=1, linestyle="--")
+            values = [1e3 * getattr(point, name).get(rank, nothing) for point in simulated]
+            axes.plot([point.load for point in simulated], values, color=colour, linewidth=1, linestyle="--")
     if limit is not None:
         axes.axhline(1e3 * limit, color=PALETTE["black"], linewidth=1.2, linestyle="-.", label="objective")
     axes.set_yscale("log")
@@ -158,6 +162,8 @@ def knobs(
     """
     if not panels or not all(panels.values()):
         raise CourseError("Give one knob or more, each with one KnobPoint or more.")
+    if not all(point.value > 0 for points in panels.values() for point in points):
+        raise CourseError("A knob's values stand on a logarithmic axis: give only values above 0.")
     figure = new_figure(11, 4.0, title)
     columns = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     lines = (

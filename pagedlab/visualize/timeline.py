@@ -45,7 +45,7 @@ class Span:
     label: str = ""
 
     def __post_init__(self) -> None:
-        if self.end < self.start:
+        if not self.end >= self.start:
             raise CourseError(f"A span ends before it starts ({self.start} to {self.end} s): swap start and end.")
 
 
