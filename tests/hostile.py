@@ -270,7 +270,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "number": (b"7", "no notebook of format 4"),
     "old format": (edited(lambda c: c.update(nbformat=3)), "no notebook of format 4"),
     "no cells": (edited(lambda c: c.update(cells={})), "no notebook of format 4"),
-    "no ids": (edited(lambda c: [cell.pop("id") for cell in c["cells"]]), "has no cell ids"),
+    "no ids": (edited(lambda c: [cell.pop("id") for cell in c["cells"]]), "into a fresh exercise notebook"),
     "missing cell": (edited(lambda c: c["cells"].remove(answer_cell(c))), "has no answer cell"),
     "two cells": (edited(lambda c: c["cells"].append(answer_cell(c))), "two cells ch00-q1-answer"),
     "text cell": (edited(lambda c: answer_cell(c).update(cell_type="markdown")), "is no code cell"),

@@ -437,3 +437,36 @@ def test_long_results_do_not_fill_a_disk(tmp_path: Path) -> None:
     assert len(a["cases"]) == len(a["fresh cases"]) == 15 and all(case["got"] for case in a["cases"])
     assert [case["got"] for case in b["cases"]] == ["7"] * 15
     assert [case["arguments"] for case in b["fresh cases"]] == [f"[{number}]" for number in range(15, 30)]
+
+
+@pytest.mark.slow
+def test_an_honest_answer_in_several_cells_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split in two by the editor, with a helper or an import elsewhere; printing costs nothing."""
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "solutions" / "00_small.ipynb").write_text(as_notebook(SOLUTION))
+    monkeypatch.setattr(questions, "QUESTIONS", (QUICK,))
+    helped = "def blocks_needed(n):\n    return {}"
+    for name, here, elsewhere in (
+        ("split", "size = 16\n", RIGHT),
+        ("helper", helped.format("helper(n)"), "def helper(n):\n    return -(-n // 16)"),
+        ("import", helped.format("m.ceil(n / 16)"), "import os, math as m"),
+        ("constant", helped.format("-(-n // SIZE)"), "SIZE: int = 16"),
+        ("only wrong", helped.format("n // 16"), RIGHT),
+        ("nowhere", helped.format("helper(n)"), "x = helper == 1\n  helper = 2"),
+        (
+            "prints",
+            f"print('a', end='')\n{helped.format('print(n) or -(-n // 16)')}\nprint(blocks_needed(3))",
+            "a, b =",
+        ),
+    ):
+        content = json.loads(as_notebook(here))
+        content["cells"].append({**content["cells"][-1], "id": "more", "cell_type": "code", "source": elsewhere})
+        (tmp_path / "submissions" / f"{name}.ipynb").write_text(json.dumps(content))
+    book, _ = grade_folder(tmp_path / "submissions", tmp_path / "solutions", jobs=2)
+    grades = {name: book.grades[name]["ch00.q1"] for name in book.grades}
+    told = {name: grade.reason.split(" is defined in another cell")[0] for name, grade in grades.items()}
+    assert told["split"] == "not answered yet. blocks_needed"
+    assert [told[name].split()[-1] for name in ("helper", "import", "constant")] == ["helper", "m", "SIZE"]
+    assert not any("another cell" in grades[name].reason for name in ("only wrong", "nowhere", "prints"))
+    assert grades["prints"].points == 2 and sum(grade.points for grade in grades.values()) <= 3

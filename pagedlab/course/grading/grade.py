@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 import time
@@ -19,7 +20,7 @@ from pagedlab.course.exercise_notebooks import chapter_of
 from pagedlab.course.exercises import NOT_ANSWERED, Result, earned, judge, judge_error
 from pagedlab.course.grading import codec, report
 from pagedlab.course.grading.server import Outcome, Server
-from pagedlab.course.grading.submissions import Learner, chapters_of, collect
+from pagedlab.course.grading.submissions import Learner, Notebook, chapters_of, collect
 from pagedlab.course.masters import cell_id, master_problems, stubbed
 from pagedlab.course.questions import Case, Question, of_chapter
 from pagedlab.errors import CourseError
@@ -268,7 +269,24 @@ def grade_answer(server: Server, learner: Learner, sheet: Sheet) -> Grade:
     if source.strip() in ("", sheet.stub.strip()):
         return Grade(question, reason=f"{NOT_ANSWERED}.")
     outcome = server.try_answer(question, [*sheet.before, ("answer", source)], sheet.arguments)
-    return compared(sheet, outcome)
+    grade = compared(sheet, outcome)
+    if grade.points < question.points and (said := left_outside(grade, question.answer, notebook)):
+        grade.reason = f"{grade.reason.removesuffix('.')}. {said}" if grade.reason else said
+    return grade
+
+
+NOT_DEFINED = re.compile(r"NameError: name '(\w+)' is not defined")
+
+
+def left_outside(grade: Grade, answer: str, notebook: Notebook) -> str:
+    """A sentence if what an answer lacks is defined in another cell: it was split, or a helper stands elsewhere."""
+    results = [*grade.results, *grade.fresh]
+    missing = [match[1] for result in results if (match := NOT_DEFINED.match(result.got))]
+    missing += [answer for result in results if result.note == NOT_ANSWERED]
+    for name in missing:
+        if name in notebook.elsewhere:
+            return f"{name} is defined in another cell of the notebook: only what stands in the answer cell counts."
+    return ""
 
 
 def compared(sheet: Sheet, outcome: Outcome) -> Grade:

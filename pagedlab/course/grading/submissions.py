@@ -20,6 +20,14 @@ from pagedlab.errors import CourseError
 MAX_BYTES = 20 << 20
 MAX_SOURCE = 100_000
 """Characters of one answer."""
+DEFINED = re.compile(
+    r"^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*(?::[^=\n]*)?=(?!=)"
+    r"|^(?:from[ \t]\S+[ \t]+)?import[ \t](.*)",
+    re.MULTILINE,
+)
+"""What a line without indentation defines."""
+MAX_NAMES = 1_000
+"""Defined in other cells; more are not looked for."""
 ANSWER = re.compile(r"(ch[0-9]{2})-q[0-9]{1,3}-answer")
 
 
@@ -31,12 +39,14 @@ class Notebook:
         file: its name
         answers: source by cell id
         problems: why an answer is not there, by cell id
+        elsewhere: names that cells define which are no answer cells, in words to explain what is missing
         chapter: "ch03", as most of its answer cells say, or ""
     """
 
     file: str
     answers: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
 
     @property
     def chapter(self) -> str:
@@ -138,8 +148,12 @@ def read_notebook(path: Path) -> Notebook:
         has_ids = has_ids or bool(name)
         if name and ANSWER.fullmatch(name):
             add_cell(notebook, name, cell)
+        elif isinstance(cell, dict) and cell.get("cell_type") == "code" and len(notebook.elsewhere) < MAX_NAMES:
+            notebook.elsewhere |= defined_by(source_of(cell) or "")
     if not has_ids and data["cells"]:
-        raise CourseError("has no cell ids (format 4.5 or newer): save it with JupyterLab.")
+        raise CourseError(
+            "has no cell ids (saved in a format before 4.5): copy the answers into a fresh exercise notebook."
+        )
     return notebook
 
 
@@ -155,18 +169,32 @@ def id_of(cell: Any) -> str:
 
 
 def add_cell(notebook: Notebook, name: str, cell: dict[str, Any]) -> None:
-    source = cell.get("source")
-    if isinstance(source, list) and all(isinstance(line, str) for line in source):
-        source = "".join(source)
+    source = source_of(cell)
     if name in notebook.answers or name in notebook.problems:
         notebook.answers.pop(name, None)
         notebook.problems[name] = f"There are two cells {name}: delete one."
-    elif cell.get("cell_type") != "code" or not isinstance(source, str):
+    elif cell.get("cell_type") != "code" or source is None:
         notebook.problems[name] = f"Cell {name} is no code cell."
     elif len(source) > MAX_SOURCE:
         notebook.problems[name] = f"Cell {name} has {len(source):,} characters: at most {MAX_SOURCE:,} are read."
     else:
         notebook.answers[name] = source
+
+
+def source_of(cell: dict[str, Any]) -> str | None:
+    source = cell.get("source")
+    if isinstance(source, list) and all(isinstance(line, str) for line in source):
+        source = "".join(source)
+    return source if isinstance(source, str) else None
+
+
+def defined_by(source: str) -> set[str]:
+    """Names of functions, classes, values and modules at the top of a cell, which need not be Python."""
+    names: set[str] = set()
+    for function, value, modules in DEFINED.findall(source[:MAX_SOURCE]):
+        names |= {function or value} - {""}
+        names |= {part.split()[-1].split(".")[0] for part in modules.strip("() \t").split(",") if part.strip()}
+    return names
 
 
 def read_bytes(path: Path) -> bytes:
