@@ -174,6 +174,11 @@ def test_padding_rows_of_a_captured_batch_count_as_decodes():
     assert plan.num_decodes == 2
 
 
+def test_a_batch_of_nobody_is_planned_and_attended(backend):
+    out = attend(backend, torch.zeros(0, 2, 64), cache(), metadata([], []))
+    assert out.shape == (0, 2, 64)
+
+
 def test_splits_fill_a_small_grid_and_none_is_too_short():
     multiprocessors, resident = 132, resident_programs(132, 233472)
     assert resident == 3 * 132

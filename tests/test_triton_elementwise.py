@@ -8,6 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
+from pagedlab.errors import BackendError
 from pagedlab.runtime.kernels import INTERPRETED
 from pagedlab.runtime.kernels.activation import silu_mul
 from pagedlab.runtime.kernels.rms_norm import add_rms_norm, rms_norm
@@ -23,6 +24,23 @@ else:
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 NO_SHRINKING = (Phase.explicit, Phase.generate)  # interpreted, it takes minutes, and the examples are small
 quick = settings(derandomize=True, deadline=None, max_examples=12, database=None, phases=NO_SHRINKING)
+
+
+def test_views_of_a_wider_projection_give_what_their_copies_give():
+    wide, weight = torch.randn(4, 96, device=DEVICE), torch.randn(32, device=DEVICE)
+    view, residual = wide[:, 32:64], torch.randn(4, 32, device=DEVICE)
+    gate, up = view.double().cpu().chunk(2, 1)
+    assert_close(silu_mul(view), gate * gate.sigmoid() * up)
+    assert_close(rms_norm(view, weight, 1e-6), norm(view, weight))
+    expected = norm(residual.double() + view.double(), weight)
+    assert_close(add_rms_norm(view, residual, weight, 1e-6), expected)
+    with pytest.raises(BackendError, match="must be contiguous"):
+        add_rms_norm(residual, view, weight, 1e-6)
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x.double().cpu()
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double().cpu()
 
 
 def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:

@@ -297,6 +297,10 @@ def test_copied_blocks_match_their_sources_in_every_layer(layers, heads, pairs, 
     moved = target.to(DEVICE)
     copy_blocks(source.to(DEVICE), moved.movedim(0, 2), moves.to(torch.int32).to(DEVICE))
     assert torch.equal(moved.cpu(), expected)
+    moved = target.to(DEVICE)
+    by_column = moves.t().contiguous().t()  # as from two lists of ids
+    copy_blocks(source.to(DEVICE), moved.movedim(0, 2), by_column.to(torch.int32).to(DEVICE))
+    assert torch.equal(moved.cpu(), expected)
 
 
 def test_copying_between_pools_of_different_shape_is_refused():

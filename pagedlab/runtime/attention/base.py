@@ -43,7 +43,7 @@ class AttentionMetadata:
 
     @property
     def max_seq_len(self) -> int:
-        return max(self.seq_lens_host)
+        return max(self.seq_lens_host, default=0)
 
 
 class AttentionBackend(ABC):

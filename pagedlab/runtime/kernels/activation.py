@@ -29,6 +29,7 @@ def silu_mul_kernel(out_ptr, gate_up_ptr, INTERMEDIATE: tl.constexpr, BLOCK: tl.
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for `gate_up` [num_tokens, 2 * intermediate]."""
+    gate_up = gate_up.contiguous()  # addresses follow from the shape alone; a copy only where it is needed
     num_tokens, double = gate_up.shape
     intermediate = double // 2
     out = torch.empty(num_tokens, intermediate, dtype=gate_up.dtype, device=gate_up.device)

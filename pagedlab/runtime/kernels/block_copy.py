@@ -72,7 +72,7 @@ def copy_blocks(source: Tensor, target: Tensor, pairs: Tensor) -> None:
         (
             source,
             target,
-            pairs,
+            pairs.contiguous(),
             source.stride(1),
             source.stride(2),
             target.stride(1),

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pagedlab.errors import BackendError
 from pagedlab.runtime.kernels.launch import launch, next_power_of_2
 
 
@@ -38,13 +39,23 @@ def rms_norm_kernel(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of `x` [num_tokens, hidden]."""
+    x = x.contiguous()  # addresses follow from the shape alone; a copy only where it is needed
     out = torch.empty_like(x)
     _launch(out, x, x, weight, eps, add=False)
     return out
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`residual += x` in place, then RMSNorm of the new residual. Both [num_tokens, hidden]."""
+    """`residual += x` in place, then RMSNorm of the new residual. Both [num_tokens, hidden].
+
+    Raises:
+        BackendError: the residual is not contiguous, so that its copy would be written in its place.
+    """
+    if not residual.is_contiguous():
+        raise BackendError(
+            f"the residual has strides {residual.stride()}: it must be contiguous to be added to in place"
+        )
+    x = x.contiguous()
     out = torch.empty_like(x)
     _launch(out, x, residual, weight, eps, add=True)
     return out
