@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,28 @@ def test_parameters_of_a_tiny_model_of_each_family(config_class, tied):
     shape = {"num_attention_heads": 3, "head_dim": 16} if config_class is Qwen2Config else {}
     shape |= {"num_key_value_heads": 1} if config_class is Qwen2Config else {}
     config, model = tiny(config_class, tie_word_embeddings=tied, **shape)
+    assert ModelShape.from_config(config.to_dict()).num_parameters == sum(p.numel() for p in model.parameters())
+
+
+SMALL: Any = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 101}
+WITH_IDS: Any = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL, intermediate_size=96, num_key_value_heads=2, attention_bias=True),
+        LlamaConfig(**SMALL, intermediate_size=96, mlp_bias=True),
+        Qwen3Config(**SMALL, intermediate_size=96, num_key_value_heads=2, head_dim=16, attention_bias=True),
+        OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64),
+        GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=101, **WITH_IDS),
+        GPT2Config(n_embd=64, n_layer=3, n_head=4, n_inner=80, n_positions=99, vocab_size=101, **WITH_IDS),
+    ],
+    ids=["llama, attention bias", "llama, mlp bias", "qwen3, attention bias", "opt", "gpt2", "gpt2, n_inner"],
+)
+def test_biases_and_the_names_of_gpt2_and_opt_are_read_as_transformers_reads_them(config):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     assert ModelShape.from_config(config.to_dict()).num_parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -314,6 +337,8 @@ def test_what_cannot_be_counted_is_refused():
         ModelShape.from_config(PUBLISHED["DeepSeek-V3"])
     with pytest.raises(ConfigError, match="intermediate_size"):
         ModelShape.from_config({"num_attention_heads": 4, "hidden_size": 64})
+    with pytest.raises(ConfigError, match="narrow embedding"):
+        ModelShape.from_config(OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=32).to_dict())
     with pytest.raises(ConfigError, match="at least one chunk"):
         forward(LLAMA_7B, [])
     with pytest.raises(ConfigError, match="1 token or more"):

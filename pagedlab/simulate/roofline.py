@@ -62,6 +62,7 @@ class ModelShape:
             known = ", ".join(sorted(GATED | PLAIN))
             raise ConfigError(f"Costs are counted for dense models of the types {known}, got {family!r}: choose one.")
         try:
+            config = _common_names(config, family)
             heads, hidden = config["num_attention_heads"], config["hidden_size"]
             read = {name: config[name] for name in ("intermediate_size", "num_hidden_layers", "vocab_size")}
         except KeyError as missing:
@@ -107,6 +108,22 @@ class ModelShape:
         return layout.bytes_per_token(bytes_per_element)
 
 
+def _common_names(config: Mapping[str, Any], family: str) -> Mapping[str, Any]:
+    """A config of GPT-2 or OPT, which have names of their own, under the names of the others."""
+    if family == "gpt2" and "n_embd" in config:
+        hidden = config["n_embd"]
+        own = {"hidden_size": hidden, "num_hidden_layers": config["n_layer"], "num_attention_heads": config["n_head"]}
+        own |= {"intermediate_size": config.get("n_inner") or 4 * hidden, "position_rows": config["n_positions"]}
+    elif family == "opt" and "ffn_dim" in config:
+        own = {"intermediate_size": config["ffn_dim"], "position_rows": config["max_position_embeddings"] + 2}
+        narrow = config.get("word_embed_proj_dim") not in (None, config["hidden_size"])
+        if narrow or not config.get("do_layer_norm_before", True):
+            raise ConfigError("OPT with a narrow embedding or norms at the end (350m) is not counted: choose another.")
+    else:
+        return config
+    return {"tie_word_embeddings": True} | dict(config) | own
+
+
 def _vectors(
     config: Mapping[str, Any], family: str, hidden: int, intermediate: int, heads: int, kv_heads: int, head_dim: int
 ) -> int:
@@ -115,6 +132,10 @@ def _vectors(
     if family in PLAIN:  # two LayerNorms (weight and bias) and four biased matrices a layer, one LayerNorm at the end
         return config["num_hidden_layers"] * (4 * hidden + qkv_bias + hidden + intermediate + hidden) + 2 * hidden
     a_layer = 2 * hidden + (2 * head_dim if family == "qwen3" else 0) + (qkv_bias if family == "qwen2" else 0)
+    if config.get("attention_bias") and family in ("llama", "qwen3"):
+        a_layer += qkv_bias + hidden
+    if config.get("mlp_bias") and family == "llama":
+        a_layer += 2 * intermediate + hidden
     return config["num_hidden_layers"] * a_layer + hidden
 
 
