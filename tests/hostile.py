@@ -102,7 +102,7 @@ HUGE_SHAPE = '{"tensor": ["float32", [1000000000000000000000000000000], ""]}'
 NO_NUMBERS = '{"tensor": ["float32", [1000000000, 0], ""]}'
 REAL_IMPORT = """
 guard = print.__self__.__import__
-for cell in guard.__closure__:
+for cell in getattr(guard, "__clo" + "sure__"):
     if callable(cell.cell_contents):
         cell.cell_contents("pagedlab.simulate.kv_memory")
 """
@@ -197,6 +197,12 @@ FAKES: dict[str, tuple[str, str]] = {
     "engine": (f"import pagedlab.basics.kv_size as k\n{RIGHT}", "imports pagedlab.basics.kv_size"),
     "importlib": (f"import importlib\n{RIGHT}", "imports importlib"),
     "frames": (inside("sys._getframe().f_back.f_globals"), "uses f_globals"),
+    "closure": (inside("n.__closure__"), "uses __closure__"),
+    "text too deep": (inside(STOLEN % {"value": "[" * 900 + "]" * 900}), "the grader's own channel"),
+    "text of many": (
+        inside(STOLEN.replace("**%s", '"value": "[" + "[]," * 2_000_000 + "0]"')),
+        "the grader's own channel",
+    ),
     "hidden import": (
         inside("exec('from pagedlab.course ' + 'import questions')"),
         "imports pagedlab.course.questions",

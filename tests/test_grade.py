@@ -470,3 +470,20 @@ def test_an_honest_answer_in_several_cells_is_told_so(tmp_path: Path, monkeypatc
     assert [told[name].split()[-1] for name in ("helper", "import", "constant")] == ["helper", "m", "SIZE"]
     assert not any("another cell" in grades[name].reason for name in ("only wrong", "nowhere", "prints"))
     assert grades["prints"].points == 2 and sum(grade.points for grade in grades.values()) <= 3
+
+
+NO_KERNEL = (
+    "import torch\n\n\nclass InterpretedFunction:\n    run = fn = None\n    def __getitem__(self, grid):\n"
+    "        return lambda out, parts, lse, *sizes: out.copy_((lse.softmax(0)[..., None] * parts).sum(0))\n\n\n"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ["InterpretedFunction()", "tl.sum; merge_parts.run = lambda *a, **k: None"])
+def test_what_only_looks_like_a_kernel_is_none(made: str) -> None:
+    question = questions.find("ch08.q3")
+    sheet = sheet_of(question, master_cells("ch08"), seed=1)
+    with Server([question]) as server:
+        cells = [*sheet.before, ("answer", f"{NO_KERNEL}merge_parts = {made}")]
+        grade = compared(sheet, server.try_answer(question, cells, sheet.arguments))
+    assert grade.points == 0 and "a kernel is asked" in words(grade), words(grade)

@@ -24,6 +24,8 @@ MAX_CHARACTERS = 8_000_000
 """Of one value, written as JSON."""
 MAX_ITEMS = 1_000_000
 """Of one list."""
+MAX_PARTS = MAX_ITEMS + 10_000
+"""Of one value in all, counted by its commas: each is an object of Python's where values are compared."""
 MAX_BITS = 12_000
 """Of a whole number: Python writes no number of more than 4,300 digits."""
 
@@ -60,6 +62,8 @@ def dumps(value: Any) -> str:
         CodecError: it holds something that is not plain, or too much.
     """
     text = json.dumps(encoded(value), separators=(",", ":"), allow_nan=False)
+    if text.count(",") > MAX_PARTS:
+        raise CodecError("returned more than a million items in all: that is too many.")
     if len(text) > MAX_CHARACTERS:
         raise CodecError(f"returned {len(text) / 1e6:.0f} MB: at most {MAX_CHARACTERS / 1e6:.0f} MB are compared.")
     return text
@@ -71,7 +75,7 @@ def loads(text: str) -> Any:
     Raises:
         CodecError: it is no such text.
     """
-    if len(text) > MAX_CHARACTERS:
+    if len(text) > MAX_CHARACTERS or text.count(",") > MAX_PARTS:
         raise CodecError("the text of a value is too long.")
     try:
         return decoded(json.loads(text, parse_constant=no_constant))
@@ -150,21 +154,23 @@ def check_shape(shape: Sequence[int]) -> None:
         raise CodecError(f"returned shape {list(shape)[:9]}: that is too large.")
 
 
-def decoded(value: Any) -> Any:
+def decoded(value: Any, depth: int = 0) -> Any:
+    if depth > 3 * MAX_DEPTH + 3:  # a dictionary is written as three levels
+        raise CodecError("the text of a value is too deep.")
     if isinstance(value, list):
-        return [decoded(item) for item in value]
+        return [decoded(item, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "float":
         return SPECIAL[content]
     if kind == "tuple":
-        return tuple(decoded(item) for item in content)
+        return tuple(decoded(item, depth + 2) for item in content)
     if kind in ("set", "frozenset"):
-        items = [decoded(item) for item in content]
+        items = [decoded(item, depth + 2) for item in content]
         return set(items) if kind == "set" else frozenset(items)
     if kind == "dict":
-        return {decoded(key): decoded(item) for key, item in content}
+        return {decoded(key, depth + 3): decoded(item, depth + 3) for key, item in content}
     if kind in ("tensor", "array"):
         check_shape(content[1])
     if kind == "tensor":

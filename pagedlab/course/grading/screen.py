@@ -17,6 +17,7 @@ FORBIDDEN_ATTRIBUTES = (
     "__globals__",
     "__subclasses__",
     "__builtins__",
+    "__closure__",
     "__loader__",
     "__spec__",
     "f_globals",
