@@ -124,6 +124,24 @@ def test_other_column_names_dates_and_milliseconds(tmp_path: Path) -> None:
     assert read_trace(milliseconds, columns, 0.001) == [TraceRequest(0.0, 6, 2), TraceRequest(3.0, 7, 1)]
 
 
+def test_texts_beside_the_numbers_may_hold_any_character(tmp_path: Path) -> None:
+    table, lines = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    text = 'a\u2028b\x85c\x0cd\ne "f"'
+    quoted = text.replace('"', '""')
+    table.write_text(f'arrival,prompt_tokens,output_tokens,text\n0,3,2,"{quoted}"\n1,4,5,x\u2028y\n', encoding="utf-8")
+    rows = [{"arrival": 0, "prompt_tokens": 3, "output_tokens": 2, "text": text}]
+    rows.append({"arrival": 1, "prompt_tokens": 4, "output_tokens": 5, "text": text})
+    lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert read_trace(table) == read_trace(lines) == [TraceRequest(0.0, 3, 2), TraceRequest(1.0, 4, 5)]
+
+
+def test_a_field_that_csv_cannot_read_is_said_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival,prompt_tokens,output_tokens,text\n0,1,1,x\n0,1,1," + "y" * 200_000 + "\n")
+    with pytest.raises(TraceFileError, match="no CSV after line 2"):
+        read_trace(path)
+
+
 BAD_ROWS = {
     "0,0,5": "prompt_tokens must be a whole number, 1 or more",
     "0,5,-1": "output_tokens must be a whole number, 1 or more",

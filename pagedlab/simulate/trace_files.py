@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -63,20 +64,24 @@ def read_rows(path: Path, names: Mapping[str, str]) -> Iterator[tuple[int, Any]]
     except (OSError, UnicodeDecodeError) as error:
         raise TraceFileError(f"{path.name} cannot be read as UTF-8 text ({type(error).__name__}).") from error
     if path.suffix == ".jsonl":
-        yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+        # Not splitlines(): texts may hold U+2028 and others of its kind, which end no line of JSONL.
+        yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
         return
     if path.suffix != ".csv":
         raise TraceFileError(f"{path.name}: a trace is a .csv or a .jsonl file; rename it to say which.")
-    reader = csv.DictReader(text.splitlines())
-    missing = [name for name in names.values() if name not in (reader.fieldnames or ())]
-    if missing:
-        raise TraceFileError(
-            f"{path.name} has no column {', '.join(missing)}: its first line must name the columns "
-            f"(it names {', '.join(reader.fieldnames or ['none'])}); say in columns= what they are called there."
-        )
-    for row in reader:
-        if any(value for value in row.values()):
-            yield reader.line_num, row
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        missing = [name for name in names.values() if name not in (reader.fieldnames or ())]
+        if missing:
+            raise TraceFileError(
+                f"{path.name} has no column {', '.join(missing)}: its first line must name the columns "
+                f"(it names {', '.join(reader.fieldnames or ['none'])}); say in columns= what they are called there."
+            )
+        for row in reader:
+            if any(value for value in row.values()):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise TraceFileError(f"{path.name} is no CSV after line {reader.line_num} ({error}).") from error
 
 
 def read_request(row: Any, names: Mapping[str, str], seconds_per_unit: float, window: int | None) -> TraceRequest:
