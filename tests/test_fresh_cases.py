@@ -115,7 +115,9 @@ def test_points_follow_the_cases_that_check_shows_unless_fresh_ones_go_far_worse
 
     for shown, fresh, points in (
         ((6, 6), (4, 4), 6),
-        ((6, 6), (2, 4), 6),
+        ((6, 6), (3, 4), 6),
+        ((6, 6), (2, 4), 3),
+        ((5, 6), (2, 4), 5),
         ((6, 6), (1, 4), 1),
         ((6, 6), (0, 4), 0),
         ((3, 6), (1, 4), 3),

@@ -308,10 +308,12 @@ def compared(sheet: Sheet, outcome: Outcome) -> Grade:
 def points_of(question: Question, shown: list[Result], fresh: list[Result]) -> tuple[int, str]:
     """What check shows counts, unless the answer does far worse in fresh cases; then those count. With the reason.
 
-    Half as well is the bound: an honest answer, wrong in some kinds of cases, is wrong in about as many fresh ones.
+    Half as well is the bound: an honest answer, wrong in some kinds of cases, is wrong in about as many fresh ones. One
+    that is right in all that check shows must be right in three quarters: a table beside a half right answer is not.
     """
     points = earned(question, shown)
-    if not points or not fresh or 2 * share(fresh) >= share(shown):
+    bound = 0.75 if share(shown) == 1 else share(shown) / 2
+    if not points or not fresh or share(fresh) >= bound:
         return points, ""
     right = sum(result.passed for result in fresh)
     return earned(question, fresh), (
