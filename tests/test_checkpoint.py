@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from pagedlab.errors import ConfigError, ModelError
 from pagedlab.model_authoring.models import loader
-from pagedlab.model_authoring.models.checkpoint import Checkpoint
+from pagedlab.model_authoring.models.checkpoint import INDEX, Checkpoint
 from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.layers import Linear
 from pagedlab.model_authoring.models.packing import packing_works
+from pagedlab.model_authoring.models.provision import is_complete
 from pagedlab.model_authoring.models.transformer import CausalLM
 
 
@@ -41,6 +43,27 @@ def test_files_without_an_index_and_mistrals_second_copy(tmp_path: Path) -> None
     (path / "model.safetensors").rename(path / "weights.safetensors")
     save_file({"tok_embeddings.weight": torch.zeros(2, 2)}, path / "consolidated.safetensors")
     sequence_logits(load(path), random_tokens(3))
+
+
+def test_a_whole_file_goes_before_the_index_of_an_earlier_sharded_save(tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path, seed=1)
+    whole = (path / "model.safetensors").read_bytes()
+    make_tiny_model(path, seed=2, max_shard_size=20_000)
+    (path / "model.safetensors").write_bytes(whole)
+    assert (path / INDEX).is_file()
+    assert_same_logits(path)
+    (path / "model-00001-of-00014.safetensors").unlink()
+    assert is_complete(path)
+    assert_same_logits(path)
+
+
+@pytest.mark.parametrize("weight_map", [{"a": 5}, {"a": ["x"]}, {"a": "../x.safetensors"}, {}, ["x"]], ids=str)
+def test_an_index_that_gives_no_files_is_refused(weight_map: Any, tmp_path: Path) -> None:
+    path = make_tiny_model(tmp_path, max_shard_size=20_000)
+    (path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert not is_complete(path)
+    with pytest.raises(ModelError, match="has no weight_map that gives each tensor's file"):
+        load(path)
 
 
 def only_the_head(tensors: dict[str, Tensor]) -> None:

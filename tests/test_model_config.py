@@ -146,7 +146,11 @@ def test_a_config_that_cannot_run_is_refused_with_a_reason(changes: dict[str, An
         ModelConfig.from_dict({**MINIMAL, **changes})
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "object")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), ("{", "not valid JSON"), ("[]", "object"), ("[" * 100_000, "not valid JSON")],
+    ids=["missing", "cut off", "a list", "too deep"],
+)
 def test_an_unreadable_config_is_refused_with_a_reason(content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

@@ -119,6 +119,7 @@ def test_a_cached_repository_is_used_without_the_network(machine: SimpleNamespac
 def test_an_interrupted_download_in_the_cache_is_not_taken_for_a_model(machine: SimpleNamespace) -> None:
     snapshot = cache_snapshot(machine.hub, "org/name")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     (snapshot / "model-00001-of-00002.safetensors").write_text("")
     assert not provision.is_complete(snapshot)

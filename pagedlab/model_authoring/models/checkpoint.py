@@ -55,13 +55,11 @@ class Checkpoint:
                 raise ModelError(f"{path} is missing or damaged ({error}): download it again.") from error
 
     def _files(self) -> list[Path]:
-        if (self.directory / INDEX).is_file():
-            weight_map = read_json(self.directory / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ModelError(f"{self.directory / INDEX} has no weight_map: download it again.")
-            return [self.directory / name for name in sorted(set(weight_map.values()))]
+        # A whole file goes before an index, which an earlier, sharded save may have left behind (as in transformers).
         if (self.directory / "model.safetensors").is_file():
             return [self.directory / "model.safetensors"]
+        if (self.directory / INDEX).is_file():
+            return [self.directory / name for name in shard_names(self.directory / INDEX)]
         # consolidated*: the same weights a second time, under Mistral's own names.
         files = sorted(path for path in self.directory.glob("*.safetensors") if "consolidated" not in path.name)
         if not files:
@@ -109,6 +107,19 @@ class Checkpoint:
     def read_into(self, name: str, target: Tensor) -> None:
         """Copy a tensor into `target`, converting its number type and moving it to target's device."""
         target.copy_(self.tensors[name].read())
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a checkpoint's index names, which lie beside it.
+
+    Raises:
+        ModelError: it has no weight_map from tensors to files.
+    """
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ModelError(f"{index} has no weight_map that gives each tensor's file beside it: download it again.")
+    return sorted(set(names))
 
 
 def _some(names: list[str]) -> str:

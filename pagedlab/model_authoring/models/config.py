@@ -153,7 +153,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file} cannot be read ({error.strerror}): give the directory of a Hugging Face model."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not valid JSON ({error}): download it again.") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file} must hold a JSON object, got a {type(content).__name__}: download it again.")

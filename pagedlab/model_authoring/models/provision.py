@@ -14,7 +14,6 @@ The converted directory appears by one rename, so it is either whole or absent, 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -127,13 +126,16 @@ def is_complete(directory: Path) -> bool:
     """Whether a directory holds a config and all of its weights (an interrupted download lacks some shards)."""
     if not (directory / "config.json").is_file():
         return False
-    index = directory / "model.safetensors.index.json"
+    from pagedlab.model_authoring.models import checkpoint
+
+    if (directory / "model.safetensors").is_file():
+        return True
+    index = directory / checkpoint.INDEX
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+            return all((directory / shard).is_file() for shard in checkpoint.shard_names(index))
+        except ModelError:
             return False
-        return all((directory / shard).is_file() for shard in shards)
     return any(directory.glob("*.safetensors"))
 
 
