@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,30 @@ def test_bad_input_gets_one_sentence_and_status_1(
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and error[0].startswith("pagedlab: ") and words in error[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "shell", "status", "words"),
+    [
+        ("printf 'caf\\351\\n'", "generate", 1, "not UTF-8"),
+        ("printf 'caf\\351\\n'", "chat", 1, "not UTF-8"),
+        ("printf hi", "generate --max-tokens 1 > /dev/full", 1, "No space left"),
+        ("printf hi", "generate <&-", 1, "no standard input"),
+        ("printf hi", "chat <&-", 1, "no standard input"),
+        ("printf ''", "generate 'é é é é é é é é' --max-tokens 6", 0, ""),
+        ("printf 'say é'", "chat --max-tokens 0", 1, "max_tokens"),
+    ],
+)
+def test_odd_input_and_output_end_in_a_sentence(
+    default_model_path: Path, command: str, shell: str, status: int, words: str
+) -> None:
+    """A pipe of ASCII, bytes that are no UTF-8, a full disk, no input at all: never a traceback."""
+    line = f"{command} | {sys.executable} -m pagedlab.interfaces.cli {shell}"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8" if "351" in command else "ascii:surrogateescape"}
+    run = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == status and words in run.stderr, run.stderr
+    assert "?" in run.stdout or "é" not in shell  # what the pipe cannot say
+    assert "Traceback" not in run.stderr and len(run.stderr.splitlines()) == (status != 0)
 
 
 def test_bench_offline_times_every_engine_and_writes_its_result(default_model_path: Path, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pagedlab.errors import PagedlabError
+from pagedlab.errors import InvalidRequestError, PagedlabError
 
 if TYPE_CHECKING:
     from pagedlab.interfaces.llm import LLM
@@ -23,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.rest = rest
     if rest and arguments.handler is not run_bench:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if hasattr(sys.stdout, "reconfigure"):  # where output is ASCII, as in some pipes, é becomes ?
+        sys.stdout.reconfigure(errors="replace")
     try:
         return arguments.handler(arguments)
     except PagedlabError as error:
@@ -34,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `pagedlab generate ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk behind `> file`
+        print(f"pagedlab: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError, AttributeError):  # what is left in the buffer would fail again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -177,15 +186,15 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if arguments.prompt is None else arguments.prompt
-    llm = open_llm(arguments)
-    print_stream(llm, prompt, sampling_params(arguments))
+    params = sampling_params(arguments)  # refused, if so, before the model is loaded
+    prompt = read_input(lambda: sys.stdin.read()) if arguments.prompt is None else arguments.prompt
+    print_stream(open_llm(arguments), prompt, params)
     return 0
 
 
 def run_chat(arguments: argparse.Namespace) -> int:
-    llm = open_llm(arguments)
     params = sampling_params(arguments)
+    llm = open_llm(arguments)
     opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
     if arguments.question is not None:
         answer(llm, [*opening, {"role": "user", "content": arguments.question}], params)
@@ -272,10 +281,26 @@ def print_stream(llm: LLM, prompt: Any, params: SamplingParams) -> str:
 def read_line(prompt: str) -> str | None:
     """A stripped line, or None at the end of the input."""
     try:
-        return input(prompt).strip()
+        return read_input(lambda: input(prompt)).strip()
     except EOFError:
         print()
         return None
+
+
+def read_input(read: Callable[[], str]) -> str:
+    """Text from standard input.
+
+    Raises:
+        InvalidRequestError: there is none, or it is not UTF-8.
+    """
+    if sys.stdin is None:  # closed, as in `pagedlab chat <&-`
+        raise InvalidRequestError("There is no standard input: give the text on the command line.")
+    try:
+        text = read()
+        text.encode()  # bytes that are no UTF-8 may have come in as halves of surrogate pairs
+    except UnicodeError:
+        raise InvalidRequestError("The input is not UTF-8: convert it first (iconv -t UTF-8).") from None
+    return text
 
 
 if __name__ == "__main__":
