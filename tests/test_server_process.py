@@ -45,6 +45,14 @@ def test_the_readmes_curl_is_answered(default_model_path: Path) -> None:
         assert server.terminate() == 0
 
 
+def test_a_directory_with_nothing_but_a_tokenizer_will_do(default_model_path: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(EngineConfig(), default_model_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    loaded = load_tokenizer(EngineConfig(tokenizer=str(tmp_path)), Path("nowhere"))
+    assert loaded.encode("Once upon a time") == tokenizer.encode("Once upon a time")
+
+
 def test_the_tokenizer_that_loads_quickly_is_autotokenizers(default_model_path: Path, model: Path) -> None:
     """The quick way round AutoTokenizer, which saves two seconds of each start, changes no token."""
     for path in (default_model_path, model):

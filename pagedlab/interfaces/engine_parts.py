@@ -169,7 +169,10 @@ def load_tokenizer(config: EngineConfig, model_path: Path) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    path = resolve_model(config.tokenizer) if config.tokenizer is not None else model_path
+    path = model_path
+    if config.tokenizer is not None:
+        path = Path(config.tokenizer).expanduser()  # as save_pretrained writes it, with no config.json
+        path = path if path.is_dir() else resolve_model(config.tokenizer)
     try:
         return _tokenizer_class(path).from_pretrained(str(path), local_files_only=True)
     except Exception as error:
