@@ -156,6 +156,7 @@ def serve(engine_config: EngineConfig, settings: ServerSettings) -> int:
     # came, and more than that while a client's large body was parsed.
     gc.collect()
     gc.freeze()
+    gc.enable()  # `pagedlab serve` starts without
     allow_many_connections()
     try:
         server.run()
