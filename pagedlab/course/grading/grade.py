@@ -210,7 +210,7 @@ def grade_chapter(
     jobs: int,
     hidden: Sequence[Path],
     bar: Any,
-    save: Callable[[Book], None] = lambda book: None,
+    save: Callable[[Book], None],
 ) -> None:
     next_save = time.monotonic() + SAVE_SECONDS
     with Server([sheet.question for sheet in sheets], hidden) as server:
