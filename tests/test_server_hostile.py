@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import resource
+import socket
 import struct
 import sys
 import threading
@@ -259,6 +260,7 @@ def test_a_whole_answer_that_nobody_reads_is_thrown_away(impatient: RunningServe
     """Its megabytes would stay in memory for as long as the client likes. (The system's buffers hold up to 4 MB.)"""
     with connect(impatient, receive_buffer=4096) as connection:
         connection.sendall(tokenize_bytes("the quick " * 350_000))
+        assert connection.recv(1, socket.MSG_PEEK) == b"H"  # the answer has begun: the server knows of this connection
         wait_for_no_connection(impatient)
         assert 0 < len(read_all(connection)) < 6_000_000
 
