@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: xdist runs a process a core, and threads on top of that would fight over the cores.
@@ -12,6 +14,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
+from hypothesis import settings
+
+# An example may take 200 ms by default, and a machine that pauses for as long fails a test of something else.
+settings.register_profile("without_clock", deadline=None)
+settings.load_profile("without_clock")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """`pagedlab serve`, called in this process, sends logs to a stderr that pytest closes after the test."""
+    loggers = [logging.getLogger(name) for name in ("pagedlab", "uvicorn")]
+    before = [(one, one.handlers, one.propagate, one.level) for one in loggers]
+    yield
+    for one, handlers, propagate, level in before:
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")
