@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,17 +13,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from tiny_models import make_tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pagedlab import EngineConfig, LLMEngine
 from pagedlab.interfaces.openai_server.app import build_app
+from pagedlab.interfaces.openai_server.http_protocol import HttpProtocol
 from pagedlab.interfaces.openai_server.server import Server, make_server
 from pagedlab.interfaces.openai_server.settings import ServerSettings
 
@@ -56,6 +59,14 @@ def make_tiny_chat_model(directory: Path, **overrides: Any) -> Path:
     return path
 
 
+def wait_until(is_so: Callable[[], object], what: str, timeout: float = 60) -> None:
+    """Wait for something that another thread or process does; the timeout is far beyond what a busy machine takes."""
+    deadline = time.monotonic() + timeout
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.005)
+
+
 class RunningServer:
     """A server in a thread of this process, on a free port of this machine.
 
@@ -77,10 +88,8 @@ class RunningServer:
         self.engine: LLMEngine = self.serving.engine._engine
         self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 60
-        while not self.server.started:
-            assert self._thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
+        wait_until(lambda: self.server.started or not self._thread.is_alive(), "the server has started", 120)
+        assert self.server.started, "the server did not start"
         self.url = f"http://127.0.0.1:{self.server.port}"
 
     @property
@@ -90,14 +99,16 @@ class RunningServer:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)
 
-    def wait_idle(self, timeout: float = 10) -> float:
-        """Seconds until no request is left in the engine, and every block is free."""
-        begin = time.monotonic()
-        while self.serving.engine.pending or self.engine.has_unfinished_requests():
-            assert time.monotonic() - begin < timeout, f"{len(self.serving.engine.pending)} requests are still there"
-            time.sleep(0.005)
+    @property
+    def is_idle(self) -> bool:
+        """No request is left, and the engine's thread has carried out all that it was told: none is on its way."""
+        engine = self.serving.engine
+        return not engine.pending and engine._num_obeyed == engine._num_commands
+
+    def wait_idle(self) -> None:
+        """Wait until no request is left; then every block must be free."""
+        wait_until(lambda: self.is_idle and not self.engine.has_unfinished_requests(), "the server is idle")
         self.check_blocks()
-        return time.monotonic() - begin
 
     def check_blocks(self) -> None:
         """Not one block is leaked."""
@@ -106,9 +117,29 @@ class RunningServer:
         assert stats.num_free_blocks == stats.num_total_blocks
         assert stats.num_running == stats.num_waiting == 0
 
+    @contextlib.contextmanager
+    def frozen(self, after: int = 0) -> Iterator[None]:
+        """Within the block the engine makes `after` more steps and then none, while it goes on obeying: whatever runs
+        then stays as it is for as long as the test takes to look at it."""
+        step, left = self.engine.step, after
+
+        def limited() -> list[Any]:
+            nonlocal left
+            if left > 0:
+                left -= 1
+                return step()
+            time.sleep(0.002)
+            return []
+
+        self.engine.step = limited  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            self.engine.step = step  # type: ignore[method-assign]
+
     def stop(self) -> int:
         self.server.should_exit = True
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive(), "the server did not end"
         return self.server.exit_status
 
@@ -150,7 +181,7 @@ class ServerProcess:
 
     def __enter__(self) -> ServerProcess:
         try:
-            assert self._listening.wait(120) and self.url, "".join(self.log)
+            assert self._listening.wait(300) and self.url, "".join(self.log)
         except BaseException:
             self.__exit__()
             raise
@@ -160,16 +191,16 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._reader.join(10)
+        self._reader.join(60)
 
-    def terminate(self, timeout: float = 60) -> int:
+    def terminate(self, timeout: float = 120) -> int:
         """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout)
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 120) -> int:
         status = self.process.wait(timeout)
-        self._reader.join(10)
+        self._reader.join(60)
         return status
 
 
@@ -219,6 +250,17 @@ def connect(server: RunningServer, timeout: float = 60, receive_buffer: int | No
     connection.settimeout(timeout)
     connection.connect(server.address)
     return connection
+
+
+def shrink_send_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the system take some 100 kB of an answer, not up to 4 MB: a client that does not read is soon felt."""
+    connection_made = HttpProtocol.connection_made
+
+    def with_small_buffer(one: HttpProtocol, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
+        connection_made(one, transport)
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", with_small_buffer)
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import re
 import resource
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
-from server_tools import RunningServer, check_error, connect, http_bytes, make_tiny_chat_model, read_all, running
+from server_tools import (
+    RunningServer,
+    check_error,
+    connect,
+    http_bytes,
+    make_tiny_chat_model,
+    read_all,
+    running,
+    shrink_send_buffers,
+    wait_until,
+)
 
 from pagedlab import SamplingParams
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces import cli
 from pagedlab.interfaces.openai_server import dashboard
+from pagedlab.interfaces.openai_server.http_protocol import HttpProtocol
 from pagedlab.interfaces.openai_server.protocol import (
     ChatBody,
     CompletionBody,
@@ -37,6 +51,7 @@ from pagedlab.model_authoring.request import Request
 from pagedlab.trace import TraceEvent
 
 JSON = {"Content-Type": "application/json"}
+Answered = TypeVar("Answered")
 
 
 @pytest.fixture(scope="module")
@@ -197,57 +212,78 @@ def test_an_errors_text_cannot_look_like_a_line_of_the_log() -> None:
 
 @pytest.fixture(scope="module")
 def impatient(model: Path) -> Iterator[RunningServer]:
-    with running(model, num_blocks=1024, body_timeout=0.5, send_timeout=0.5) as server:
+    """It lets nobody be slow: on a busy machine that may be the test itself, which then asks once more."""
+    with running(model, num_blocks=1024, body_timeout=0.5) as server:
         yield server
         server.wait_idle()
 
 
-def num_connections(server: RunningServer) -> int:
-    return len(server.server.server_state.connections)
+def wait_for_no_connection(server: RunningServer) -> None:
+    wait_until(lambda: not server.server.server_state.connections, "no connection is left")
 
 
-def wait_for_no_connection(server: RunningServer, timeout: float = 20) -> None:
+def until_in_time(ask: Callable[[], Answered], timeout: float = 60) -> Answered:
+    """What `ask` returns, once the impatient server did not find it too slow to begin."""
     deadline = time.monotonic() + timeout
-    while num_connections(server):
-        assert time.monotonic() < deadline, f"{num_connections(server)} connections are still there"
-        time.sleep(0.01)
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, ConnectionError):
+            assert time.monotonic() < deadline, "the server lets nobody ask"
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"G"], ids=repr)
 def test_who_connects_and_asks_for_nothing_is_let_go(impatient: RunningServer, begin: bytes) -> None:
     connections = [connect(impatient) for _ in range(100)]
     for connection in connections:
-        connection.sendall(begin)
+        with contextlib.suppress(ConnectionError):  # let go already
+            connection.sendall(begin)
     with impatient.client() as client:
-        assert client.get("/health").status_code == 200
+        assert until_in_time(lambda: client.get("/health")).status_code == 200
     wait_for_no_connection(impatient)
     for connection in connections:
-        assert connection.recv(10) == b""
+        assert read_all(connection) == b""
         connection.close()
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_a_head_that_drips_in_is_not_waited_for(impatient: RunningServer, asked_before: bool) -> None:
     """One byte now and then keeps no connection, neither at its beginning nor after an answer."""
-    with connect(impatient, timeout=5) as connection:
+
+    def connected() -> socket.socket:
+        connection = connect(impatient)
         if asked_before:
             connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        begin = time.monotonic()
-        with pytest.raises(OSError):
-            for byte in b"GET /health HTTP/1.1\r\nX: " + b"y" * 1000:
-                connection.sendall(bytes([byte]))
-                time.sleep(0.05)
-        assert time.monotonic() - begin < 20
+            answer = connection.recv(65536)
+            if not answer:
+                raise ConnectionError("too late")
+            assert answer.startswith(b"HTTP/1.1 200")
+        return connection
+
+    num_sent = 0
+    with until_in_time(connected) as connection, pytest.raises(ConnectionError):
+        for byte in b"GET /health HTTP/1.1\r\nX: " + b"y" * 1000:
+            connection.sendall(bytes([byte]))
+            num_sent += 1
+            time.sleep(0.05)
+    assert num_sent < 400, "let go after 0.5 s, which is ten bytes, and not after the 50 s that all would take"
     wait_for_no_connection(impatient)
 
 
 def test_a_connection_with_a_request_on_it_is_let_be(impatient: RunningServer) -> None:
-    body = {"prompt": "a", "max_tokens": 10_000, "ignore_eos": True, "stream": True}
-    with impatient.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
-        begin, lines = time.monotonic(), response.iter_lines()
+    body = json.dumps({"prompt": "a", "max_tokens": 10_000, "ignore_eos": True, "stream": True}).encode()
+
+    def asked() -> socket.socket:
+        connection = connect(impatient)
+        connection.sendall(http_bytes("/v1/completions", body))
+        if not connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionError("too late")
+        return connection
+
+    with until_in_time(asked) as connection:
+        begin = time.monotonic()
         while time.monotonic() - begin < 1.5:  # three times as long as a head may take
-            next(lines)
+            assert connection.recv(65536)
     impatient.wait_idle()
 
 
@@ -256,24 +292,50 @@ def tokenize_bytes(text: str, *headers: str) -> bytes:
     return http_bytes("/tokenize", json.dumps({"prompt": text, "return_token_strs": True}).encode(), *headers)
 
 
-def test_a_whole_answer_that_nobody_reads_is_thrown_away(impatient: RunningServer) -> None:
-    """Its megabytes would stay in memory for as long as the client likes. (The system's buffers hold up to 4 MB.)"""
-    with connect(impatient, receive_buffer=4096) as connection:
-        connection.sendall(tokenize_bytes("the quick " * 350_000))
+def test_a_whole_answer_that_nobody_reads_is_thrown_away(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its megabyte would stay in memory for as long as the client likes."""
+    shrink_send_buffers(monkeypatch)
+    with (
+        running(model, num_blocks=64, send_timeout=0.5) as server,
+        connect(server, receive_buffer=4096) as connection,
+    ):
+        connection.sendall(tokenize_bytes("the quick " * 40_000))
         assert connection.recv(1, socket.MSG_PEEK) == b"H"  # the answer has begun: the server knows of this connection
-        wait_for_no_connection(impatient)
-        assert 0 < len(read_all(connection)) < 6_000_000
+        wait_for_no_connection(server)
+        answer = read_all(connection)
+    length = re.search(rb"content-length: (\d+)", answer)
+    assert answer.startswith(b"HTTP/1.1 200") and length and len(answer) < int(length[1]) / 2
 
 
-def test_a_slow_reader_gets_the_whole_answer(impatient: RunningServer) -> None:
-    with connect(impatient, receive_buffer=4096) as connection:
-        connection.sendall(tokenize_bytes("the quick " * 40_000, "Connection: close"))
+def test_a_slow_reader_gets_the_whole_answer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes several times as long as nobody may read at all, but it reads on.
+
+    A busy machine may stop the reader itself for half a second, or both ends: then all of it is tried at half the pace.
+    """
+    shrink_send_buffers(monkeypatch)
+    looked: list[int] = []
+    check_read = HttpProtocol._check_read
+    monkeypatch.setattr(
+        HttpProtocol, "_check_read", lambda one, before: looked.append(before) or check_read(one, before)
+    )
+    for send_timeout in (0.5, 1.0, 2.0, 4.0, 8.0):
+        looked.clear()
         parts = []
-        while part := connection.recv(16_384):
-            parts.append(part)
-            time.sleep(0.005)
-    answer = b"".join(parts).partition(b"\r\n\r\n")[2]
+        with (
+            running(model, num_blocks=64, send_timeout=send_timeout) as server,
+            connect(server, receive_buffer=4096) as connection,
+        ):
+            connection.sendall(tokenize_bytes("the quick " * 40_000, "Connection: close"))
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(16_384):
+                    parts.append(part)
+                    time.sleep(0.01 * send_timeout)
+        head, _, answer = b"".join(parts).partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if length and len(answer) == int(length[1]):
+            break
     assert json.loads(answer)["count"] > 40_000
+    assert looked, "the server has looked whether it reads on"
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_the_system_lets_it() -> None:
@@ -328,7 +390,7 @@ def test_text_does_not_pile_up_before_the_tokenizer(server: RunningServer, monke
     """Megabytes are read before a request can be counted as one: they have a bound of their own."""
     monkeypatch.setattr("pagedlab.interfaces.openai_server.serving.MAX_WAITING_TEXT", 30_000)
     go_on, real = threading.Event(), server.serving.tokenizer.encode
-    monkeypatch.setattr(server.serving.tokenizer, "encode", lambda *a, **o: go_on.wait(30) and real(*a, **o))
+    monkeypatch.setattr(server.serving.tokenizer, "encode", lambda *a, **o: go_on.wait(120) and real(*a, **o))
     found: list[int] = []
 
     def ask() -> None:
@@ -338,8 +400,7 @@ def test_text_does_not_pile_up_before_the_tokenizer(server: RunningServer, monke
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while server.serving._size_waiting < 30_000:
-        time.sleep(0.01)
+    wait_until(lambda: server.serving._size_waiting == 30_000, "three texts wait")
     with server.client() as client:
         refused = client.post("/tokenize", json={"prompt": "the quick " * 1000})
         assert check_error(refused, 503)["code"] == "overloaded" and refused.headers["Retry-After"] == "1"
