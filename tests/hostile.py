@@ -123,6 +123,13 @@ tries = {
 assert set(tries.values()) == {-1}, tries
 """
 
+KNOWS_ITS_BOUND = """
+import resource
+
+assert resource.getrlimit(resource.RLIMIT_CPU) == (2, 2)
+"""
+"""What ends a loop on a machine with time to spare. Which of the two bounds does, depends on who else is busy."""
+
 CHANGES_THE_WORLD = """
 import torch, warnings
 torch.set_default_dtype(torch.float64)
@@ -149,7 +156,7 @@ FAILS: dict[str, tuple[str, str]] = {
     "forks that go on": (inside(FORKS_FOR_EVER), ""),
     "threads": (inside(THREADS_FOR_EVER), ""),
     "file": (inside(FILE_FOR_EVER), "OSError"),
-    "long result": (inside("return list(range(10**7))"), "10,000,000 items: that is too many"),
+    "long result": (inside("return list(range(1_000_001))"), "1,000,001 items: that is too many"),
     "billion rows of nothing": (
         "import torch\n\n\ndef blocks_needed(n):\n    return torch.empty(10**9, 0)",
         "too large",
@@ -161,7 +168,7 @@ FAILS: dict[str, tuple[str, str]] = {
     "memory of many": (inside(MEMORY_OF_MANY), ""),
     "long number": (inside("return 1 << 10**6"), "too large"),
     "list in itself": (inside("a = []\na.append(a)\nreturn a"), "deep"),
-    "signals": (inside(IGNORE_SIGNALS), "processor time"),
+    "signals": (inside(IGNORE_SIGNALS), "did not come to its end"),
     "no Python": ("def blocks_needed(n: return", "SyntaxError"),
     "null bytes": ("blocks_needed = '\x00'", "null bytes"),
     "nested": ("blocks_needed = " + "(" * 5000 + ")" * 5000, ""),
@@ -212,7 +219,7 @@ FAKES: dict[str, tuple[str, str]] = {
 """Not the right result, but a way to look right."""
 
 HARMLESS: dict[str, str] = {
-    "prints 64 MB": inside("for _ in range(16): print('x' * (1 << 22))"),
+    "prints 64 MB": f"left = [1 << 22] * 16\n\n\n{inside('while left: print(chr(120) * left.pop())')}",
     "leaves a thread": inside("import threading\nthreading.Thread(target=time.sleep, args=[99]).start()"),
     "leaves a process": inside("if os.fork() == 0:\n    os.setsid()\n    time.sleep(99)"),
     "atexit": f"import atexit, time\natexit.register(time.sleep, 99)\n{RIGHT}",
@@ -226,6 +233,7 @@ HARMLESS: dict[str, str] = {
     "tabs and a mark": "\ufeff" + RIGHT.replace("    ", "\t"),
     "annotations": f"{RIGHT}\n\ndef f(x: int):\n    pass\n\nassert f.__annotations__ == {{'x': int}}",
     "changes the world": inside(CHANGES_THE_WORLD),
+    "knows its bound": f"{KNOWS_ITS_BOUND}\n{RIGHT}",
     "a gradient": "import torch\n\n\ndef blocks_needed(n):\n    return torch.tensor(-(-n // 16.0), requires_grad=True)",
     "system calls": f"{SYSTEM_CALLS}\n{RIGHT}",
     "numpy number": "import numpy as np\n\n\ndef blocks_needed(n):\n    return np.int64(-(-n // 16))",
@@ -268,6 +276,10 @@ def answer_cell(content: Any) -> Any:
     return next(cell for cell in content["cells"] if cell["id"] == "ch00-q1-answer")
 
 
+def without_id(cell: Any) -> Any:
+    return {name: value for name, value in cell.items() if name != "id"}
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty.ipynb is empty"),
     "garbage": (bytes(range(256)) * 9, "it is not JSON"),
@@ -276,16 +288,23 @@ FILES: dict[str, tuple[bytes, str]] = {
     "number": (b"7", "no notebook of format 4"),
     "old format": (edited(lambda c: c.update(nbformat=3)), "no notebook of format 4"),
     "no cells": (edited(lambda c: c.update(cells={})), "no notebook of format 4"),
-    "no ids": (edited(lambda c: [cell.pop("id") for cell in c["cells"]]), "into a fresh exercise notebook"),
-    "missing cell": (edited(lambda c: c["cells"].remove(answer_cell(c))), "has no answer cell"),
-    "two cells": (edited(lambda c: c["cells"].append(answer_cell(c))), "two cells ch00-q1-answer"),
+    "no ids, no check": (edited(lambda c: c.update(cells=[without_id(answer_cell(c))])), "has no answer cell"),
+    "missing cell": (edited(lambda c: c["cells"].remove(answer_cell(c))), "none answers by defining blocks_needed"),
+    "two cells": (
+        edited(lambda c: c["cells"].append({**answer_cell(c), "source": WRONG})),
+        "two cells ch00-q1-answer (numbers 4 and 8 of the notebook)",
+    ),
+    "two cells without ids": (
+        edited(lambda c: [c["cells"].append({**answer_cell(c), "source": WRONG}), [x.pop("id") for x in c["cells"]]]),
+        "two cells that define blocks_needed",
+    ),
     "text cell": (edited(lambda c: answer_cell(c).update(cell_type="markdown")), "is no code cell"),
     "strange source": (edited(lambda c: answer_cell(c).update(source=[1, {}])), "is no code cell"),
     "long source": (edited(lambda c: answer_cell(c).update(source="x" * 10**6)), "1,000,000 characters"),
     "unknown chapter": (as_notebook(RIGHT).replace("ch00-q1", "ch99-q1").encode(), "is of ch99, which is not graded"),
-    "other digits": (as_notebook(RIGHT).replace("ch00-q1", "ch٠٠-q1").encode(), "has no answer cell"),
+    "other digits": (as_notebook(RIGHT).replace("ch00", "ch٠٠").encode(), "has no answer cell"),
     "UTF-16": (as_notebook(RIGHT).encode("utf-16"), "it is not JSON"),
-    "strange cells": (edited(lambda c: c.update(cells=[1, None, [], {"id": 5}])), "has no cell ids"),
+    "strange cells": (edited(lambda c: c.update(cells=[1, None, [], {"id": 5}])), "has no answer cell"),
 }
 
 PLACES = {
