@@ -197,7 +197,7 @@ job = capstone.smollm2_job()
 child = os.fork()
 if child == 0:
     import signal
-    signal.alarm(120)
+    signal.alarm(500)
     record = ch11.run_job(job, {}, ch11.Watch())
     os._exit(0 if record["preempted"] else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -105,7 +105,7 @@ def test_odd_input_and_output_end_in_a_sentence(
     """A pipe of ASCII, bytes that are no UTF-8, a full disk, no input at all: never a traceback."""
     line = f"{command} | {sys.executable} -m pagedlab.interfaces.cli {shell}"
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8" if "351" in command else "ascii:surrogateescape"}
-    run = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == status and words in run.stderr, run.stderr
     assert "?" in run.stdout or "é" not in shell  # what the pipe cannot say
     assert "Traceback" not in run.stderr and len(run.stderr.splitlines()) == (status != 0)
