@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from server_tools import RunningServer, make_tiny_chat_model, running
+from server_tools import RunningServer, make_tiny_chat_model, running, wait_until
 
 from pagedlab.interfaces.openai_server import dashboard
 from pagedlab.interfaces.openai_server.metrics import percentiles
 from pagedlab.interfaces.openai_server.spans import RequestSpans
-from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter
+from pagedlab.interfaces.openai_server.telemetry import JsonFormatter, TextFormatter, wall_clock_offset_ns
 
 FINISHED = ["stop", "length", "abort", "error"]
 NAMES = {
@@ -109,14 +109,14 @@ def test_metrics_count_exactly_what_was_asked_for(server: RunningServer) -> None
 
 def test_an_aborted_request_is_counted_as_such(server: RunningServer) -> None:
     with (
+        server.frozen(after=10),
         server.client() as client,
         client.stream(
             "POST", "/v1/completions", json={"prompt": "a", "max_tokens": 1500, "ignore_eos": True, "stream": True}
         ) as response,
     ):
         pieces = response.iter_raw()
-        for _ in range(3):
-            next(pieces)
+        next(pieces)
         running_now = samples(server)
         assert running_now["num_requests_running"] == 1 and running_now["kv_cache_usage_perc"] > 0
     server.wait_idle()
@@ -142,14 +142,14 @@ def test_percentiles_are_those_of_the_values() -> None:
 # ---- the dashboard --------------------------------------------------------------------------------------------------
 
 
-def test_the_dashboard_shows_what_the_engine_holds(server: RunningServer) -> None:
+def test_the_dashboard_shows_what_the_engine_holds(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagedlab.interfaces.openai_server.metrics.RATE_SECONDS", 600)  # however slow this test is
     ask(server)
     with server.client() as client:
         body = {"prompt": [6] * 33, "n": 2, "max_tokens": 400, "ignore_eos": True, "stream": True}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            for _ in range(20):
-                next(lines)
+        steps = server.engine.stats().num_steps + 20
+        with server.frozen(after=20), client.stream("POST", "/v1/completions", json=body):
+            wait_until(lambda: server.serving.engine.stats.num_steps == steps, "both completions run")
             data = client.get("/dashboard/data").json()
         assert data["running"] == 2 and data["waiting"] == 0 and data["pending"] == 1
         assert len(data["blocks"]) == data["num_blocks"] == 127 and data["blocks_per_cell"] == 1
@@ -205,8 +205,8 @@ def log() -> Iterator[io.StringIO]:
 def test_a_request_can_be_followed_through_the_three_layers(server: RunningServer, log: io.StringIO) -> None:
     request_id = ask(server, max_tokens=3)["id"]
     server.wait_idle()
-    while "POST /v1/completions" not in log.getvalue():  # it is written after the answer has gone
-        time.sleep(0.01)
+    # It is written after the answer has gone.
+    wait_until(lambda: "POST /v1/completions" in log.getvalue(), "the last line is written")
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     mine = [
         line
@@ -253,6 +253,27 @@ def test_a_line_of_text_stays_one_line() -> None:
     line = TextFormatter().format(record)
     assert "\n" not in line and "runtime" in line and "r-1" in line and line.endswith("status=200")
     assert json.loads(JsonFormatter().format(record))["layer"] == "runtime"
+
+
+@pytest.mark.parametrize("pauses", [0, 1, 3, 20])
+def test_a_pause_between_the_readings_of_two_clocks_moves_no_time(monkeypatch: pytest.MonkeyPatch, pauses: int) -> None:
+    """A thread may be stopped for seconds anywhere, also between the readings; of 20 it takes the closest."""
+    now, since_1970, left = 10**9, 1_700_000_000 * 10**9, pauses
+
+    def perf_counter() -> int:
+        nonlocal now
+        now += 100
+        return now
+
+    def wall_clock() -> int:
+        nonlocal now, left
+        read = since_1970 + now
+        now, left = now + (left > 0) * (1_000_000 if left == pauses else 3 * 10**9), left - 1
+        return read
+
+    monkeypatch.setattr(time, "perf_counter_ns", perf_counter)
+    monkeypatch.setattr(time, "time_ns", wall_clock)
+    assert abs(wall_clock_offset_ns() - since_1970) <= (500_100 if pauses == 20 else 100)
 
 
 # ---- traces ---------------------------------------------------------------------------------------------------------

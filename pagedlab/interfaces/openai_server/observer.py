@@ -12,7 +12,12 @@ from typing import Any
 from pagedlab.interfaces.async_engine import Pending, StepReport
 from pagedlab.interfaces.openai_server.metrics import ServerMetrics
 from pagedlab.interfaces.openai_server.spans import RequestSpans
-from pagedlab.interfaces.openai_server.telemetry import interface_log, model_authoring_log, runtime_log
+from pagedlab.interfaces.openai_server.telemetry import (
+    interface_log,
+    model_authoring_log,
+    runtime_log,
+    wall_clock_offset_ns,
+)
 from pagedlab.interfaces.outputs import RequestOutput
 from pagedlab.trace import TraceEvent, Tracer
 
@@ -35,7 +40,7 @@ class Observer:
         self.spans = spans
         self.events: deque[TraceEvent] = deque(maxlen=MAX_EVENTS)
         self._scheduled: list[str] = []
-        self._offset = time.time() - time.perf_counter()
+        self._offset = wall_clock_offset_ns() / 1e9
 
     def step(self, report: StepReport, pending: dict[str, Pending]) -> None:
         self.metrics.observe(report, pending)
@@ -106,7 +111,7 @@ class Observer:
 
     def _wall_clock(self, moment: float) -> float:
         """Seconds since 1970 of a moment on time.perf_counter's clock."""
-        offset = time.time() - time.perf_counter()
+        offset = wall_clock_offset_ns() / 1e9
         if abs(offset - self._offset) > CLOCKS_APART:
             self._offset = offset
         return moment + self._offset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from opentelemetry import trace
@@ -13,6 +12,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces.async_engine import Pending
+from pagedlab.interfaces.openai_server.telemetry import wall_clock_offset_ns
 from pagedlab.interfaces.outputs import RequestOutput
 from pagedlab.interfaces.request_stream import Output
 
@@ -51,28 +51,29 @@ class RequestSpans:
             reasons = [str(completion.finish_reason) for completion in output.outputs]
             attributes["gen_ai.response.finish_reasons"] = reasons
             scheduled = output.metrics.first_scheduled_time if output.metrics else None
+        offset = wall_clock_offset_ns()  # the same for all: one span's end is the next one's beginning
+
+        def wall_clock(moment: float) -> int:
+            """Nanoseconds since 1970 of a moment on time.perf_counter's clock."""
+            return offset + int(moment * 1e9)
+
         span = self._tracer.start_span(
             "llm_request",
             parent,
             kind=trace.SpanKind.SERVER,
             attributes=attributes,
-            start_time=_wall_clock(one.arrival_time),
+            start_time=wall_clock(one.arrival_time),
         )
         inside = trace.set_span_in_context(span)
         times = [one.arrival_time, scheduled, one.first_token_time, now]
         for name, begin, end in zip(("queue", "prefill", "decode"), times, times[1:], strict=False):
             if begin is not None and end is not None:
-                self._tracer.start_span(name, inside, start_time=_wall_clock(begin)).end(_wall_clock(max(begin, end)))
-        span.end(_wall_clock(now))
+                self._tracer.start_span(name, inside, start_time=wall_clock(begin)).end(wall_clock(max(begin, end)))
+        span.end(wall_clock(now))
 
     def close(self) -> None:
         """Send what is left."""
         self._provider.shutdown()
-
-
-def _wall_clock(moment: float) -> int:
-    """Nanoseconds since 1970 of a moment on time.perf_counter's clock."""
-    return time.time_ns() - int((time.perf_counter() - moment) * 1e9)
 
 
 def otlp_exporter(endpoint: str) -> SpanExporter:

@@ -16,6 +16,24 @@ STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"
 """Attributes that every log record has; what a record has beyond them are the event's own fields."""
 
 
+CLOSE_READINGS_NS = 50_000
+"""Nanoseconds that reading both clocks takes at most, unless the thread was stopped in the midst of it."""
+
+
+def wall_clock_offset_ns() -> int:
+    """Nanoseconds since 1970 at the zero of time.perf_counter's clock.
+
+    Both clocks cannot be read at once: a thread that is stopped between the two readings would be wrong by as much.
+    """
+    readings = []
+    for _ in range(20):
+        before, wall, after = time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()
+        readings.append((after - before, wall - (before + after) // 2))
+        if after - before < CLOSE_READINGS_NS:
+            break
+    return min(readings)[1]
+
+
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in record.__dict__.items() if name not in STANDARD}
 
