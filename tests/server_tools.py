@@ -117,10 +117,9 @@ class RunningServer:
         assert stats.num_free_blocks == stats.num_total_blocks
         assert stats.num_running == stats.num_waiting == 0
 
-    @contextlib.contextmanager
-    def frozen(self, after: int = 0) -> Iterator[None]:
-        """Within the block the engine makes `after` more steps and then none, while it goes on obeying: whatever runs
-        then stays as it is for as long as the test takes to look at it."""
+    def freeze(self, after: int = 0) -> Callable[[], None]:
+        """Let the engine make `after` more steps and then none, while it goes on obeying, until the returned function
+        is called: whatever runs then stays as it is for as long as the test takes to look at it."""
         step, left = self.engine.step, after
 
         def limited() -> list[Any]:
@@ -131,11 +130,20 @@ class RunningServer:
             time.sleep(0.002)
             return []
 
+        def thaw() -> None:
+            self.engine.step = step  # type: ignore[method-assign]
+
         self.engine.step = limited  # type: ignore[method-assign]
+        return thaw
+
+    @contextlib.contextmanager
+    def frozen(self, after: int = 0) -> Iterator[None]:
+        """freeze() for the length of a block."""
+        thaw = self.freeze(after)
         try:
             yield
         finally:
-            self.engine.step = step  # type: ignore[method-assign]
+            thaw()
 
     def stop(self) -> int:
         self.server.should_exit = True

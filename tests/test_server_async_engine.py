@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_tools import make_tiny_chat_model
+from server_tools import make_tiny_chat_model, wait_until
 
 from pagedlab import LLM, EngineConfig, InvalidRequestError, LLMEngine, RequestOutputKind, SamplingParams
 from pagedlab.interfaces.async_engine import AsyncLLMEngine, EngineDeadError, EngineOverloadedError
@@ -45,7 +44,7 @@ def run(model: Path, scenario: Callable[[AsyncLLMEngine, LLMEngine], Awaitable[N
         assert engine.stats().num_free_blocks == engine.stats().num_total_blocks
         assert not async_engine.pending and async_engine.num_pending_tokens == 0
 
-    asyncio.run(asyncio.wait_for(go(), 60))
+    asyncio.run(asyncio.wait_for(go(), 300))
 
 
 def params(**options: object) -> SamplingParams:
@@ -142,14 +141,13 @@ def test_a_stopped_engine_tells_everybody(model: Path) -> None:
 
 
 def test_the_event_loop_does_not_delay_a_step(model: Path) -> None:
-    """While the event loop is stuck for half a second, the engine goes on."""
+    """While the event loop is stuck, the engine goes on."""
 
     async def scenario(engine: AsyncLLMEngine, below: LLMEngine) -> None:
         stream = engine.submit("a", [[5]], params(max_tokens=3000))
         await anext(stream)
         before = below.stats().num_steps
-        time.sleep(0.5)  # what no coroutine should do
-        assert below.stats().num_steps - before > 5
+        wait_until(lambda: below.stats().num_steps - before > 5, "steps are made")  # what no coroutine should do
         _, output = await anext(stream)
         assert isinstance(output, RequestOutput) and len(output.outputs[0].token_ids) > 5, "merged into one"
         stream.close()

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -23,6 +23,8 @@ from server_tools import (
     make_tiny_chat_model,
     read_all,
     running,
+    shrink_send_buffers,
+    wait_until,
 )
 
 from pagedlab import EngineConfig, LLMEngine
@@ -66,33 +68,34 @@ def test_200_clients_that_vanish_leave_nothing_behind(server: RunningServer) -> 
         connections.append(connect(server))
         connections[-1].sendall(post_bytes(**ENDLESS, stream=number % 2 == 0))
     time.sleep(0.5)
-    deadline = time.monotonic() + 60  # on a busy machine the server may need longer to take in most of them
-    while len(server.serving.engine.pending) <= 100 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(server.serving.engine.pending) > 100
+    wait_until(lambda: len(server.serving.engine.pending) > 100, "the server has taken in most of them")
     for connection in connections:
         connection.close()
-    begin = time.monotonic()
-    with server.client() as client:
+    with server.client() as client:  # 5 s are the aim where nothing else runs; here, within a minute, it is not stuck
         assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
-    assert time.monotonic() - begin < 30  # 5 s are the aim where nothing else runs; here it must only not be stuck
     server.wait_idle()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_disconnect_frees_the_blocks_within_a_step(server: RunningServer, stream: bool) -> None:
+def test_a_disconnect_frees_the_blocks_within_a_step(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     server.wait_idle()
+    engine, before = server.serving.engine, server.engine.stats().num_steps
+    command, steps = engine._command, []
+
+    def noted(function: Callable[[], None] | None) -> int:
+        number = command(function)
+        steps.append(server.engine.stats().num_steps)
+        return number
+
+    monkeypatch.setattr(engine, "_command", noted)
     with connect(server) as connection:
         connection.sendall(post_bytes(**ENDLESS, stream=stream))
-        while server.serving.engine.stats.num_running == 0:
-            time.sleep(0.005)
-    steps = []
-    while server.serving.engine.pending:  # until the event loop has seen the closed connection
-        steps.append(server.serving.engine.stats.num_steps)
-        time.sleep(0.001)
-    at_abort = server.engine.stats().num_steps
+        wait_until(lambda: server.engine.stats().num_steps > before + 3, "the request runs")
+    wait_until(lambda: len(steps) == 2, "the event loop has seen the closed connection")
     server.wait_idle()
-    assert server.engine.stats().num_steps - at_abort <= 1
+    assert server.engine.stats().num_steps - steps[1] <= 1
 
 
 def test_a_slow_reader_delays_nobody_and_gets_every_token(server: RunningServer) -> None:
@@ -103,10 +106,7 @@ def test_a_slow_reader_delays_nobody_and_gets_every_token(server: RunningServer)
         connection.sendall(post_bytes(**options, stream=True, stream_options={"include_usage": True}))
         for _ in range(5):
             assert client.post("/v1/completions", json={"prompt": "b", "max_tokens": 3}).status_code == 200
-        deadline = time.monotonic() + 60
-        while server.serving.engine.pending and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not server.serving.engine.pending, "the engine does not wait for the reader"
+        wait_until(lambda: server.is_idle, "the engine does not wait for the reader")
         text = read_all_of_stream(connection)
         whole = client.post("/v1/completions", json=options).json()
         pieces = [json.loads(line[6:]) for line in text.split(b"\n") if line.startswith(b"data: {")]
@@ -114,18 +114,16 @@ def test_a_slow_reader_delays_nobody_and_gets_every_token(server: RunningServer)
         assert pieces[-1]["usage"]["completion_tokens"] == 500
 
 
-def test_a_reader_that_never_reads_is_cut_off(model: Path) -> None:
+def test_a_reader_that_never_reads_is_cut_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_send_buffers(monkeypatch)
     with (
         running(model, num_blocks=4096, send_timeout=0.5) as server,
         connect(server, receive_buffer=4096) as connection,
     ):
         # Many choices with many log-probabilities: more than the sockets' buffers hold.
         connection.sendall(post_bytes(**{**ENDLESS, "max_tokens": 3000}, stream=True, logprobs=20, n=16))
-        deadline = time.monotonic() + 90
-        while not server.serving.engine.pending and time.monotonic() < deadline:
-            time.sleep(0.01)
-        while server.serving.engine.pending and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: server.engine.stats().num_generated_tokens > 0, "the request has begun")
+        wait_until(lambda: server.is_idle, "the reader is cut off", 300)
         assert server.engine.stats().num_generated_tokens < 16 * 3000, "aborted, not run to its end"
         server.wait_idle()
         assert b"[DONE]" not in read_all(connection)
@@ -199,8 +197,10 @@ def test_preemption_loses_no_request(model: Path) -> None:
                 answers.append(client.post("/v1/completions", json=body).json())
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
+        with server.frozen():
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: len(server.serving.engine.pending) == 8, "all eight are there at once")
         for thread in threads:
             thread.join()
         assert len({answer["choices"][0]["text"] for answer in answers}) == 1
@@ -214,14 +214,16 @@ POISON = 13
 
 
 class FailingWorker:
-    """A worker that raises whenever the batch holds the poisonous token."""
+    """A worker that raises whenever the batch holds the poisonous token, once if told so, or always."""
 
     def __init__(self, worker: object) -> None:
         self._worker = worker
         self.is_broken = False
+        self.fails_once = False
 
     def execute(self, batch: object, ops: object) -> object:
-        if self.is_broken or POISON in batch.token_ids.tolist():  # type: ignore[attr-defined]
+        fails, self.fails_once = self.fails_once, False
+        if fails or self.is_broken or POISON in batch.token_ids.tolist():  # type: ignore[attr-defined]
             raise RuntimeError("the device caught fire")
         return self._worker.execute(batch, ops)  # type: ignore[attr-defined]
 
@@ -259,12 +261,13 @@ def test_a_step_that_raises_fails_its_request_and_others_finish(model: Path, str
 def test_an_error_in_mid_stream_is_a_chunk_and_then_done(model: Path) -> None:
     engine, worker = failing_engine(model)
     with running(None, engine=engine) as server, server.client() as client:
+        thaw = server.freeze(after=5)
         with client.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as response:
             lines = response.iter_lines()
             assert "choices" in json.loads(next(lines)[6:])
-            worker.is_broken = True
+            worker.fails_once = True
+            thaw()
             data = [line[6:] for line in lines if line]
-        worker.is_broken = False
         assert data[-1] == "[DONE]" and json.loads(data[-2])["error"]["code"] == "engine_error"
         assert client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1}).status_code == 200
         server.wait_idle()
@@ -272,17 +275,23 @@ def test_an_error_in_mid_stream_is_a_chunk_and_then_done(model: Path) -> None:
 
 def test_a_dead_engine_is_503_everywhere_and_the_server_ends_with_a_status(model: Path) -> None:
     engine, worker = failing_engine(model)
-    with running(None, engine=engine, dead_engine_grace=2.0) as server, server.client() as client:
+    with running(None, engine=engine, dead_engine_grace=0.1) as server, server.client() as client:
+        grace_is_over, stop = threading.Event(), server.server._stop
+        server.server._stop = grace_is_over.set  # type: ignore[method-assign]  # it waits here until all have asked
         with connect(server) as connection:
+            thaw = server.freeze(after=5)
             connection.sendall(post_bytes(**ENDLESS, stream=True))
-            connection.recv(1000)
+            assert connection.recv(1000)
             worker.is_broken = True
+            thaw()
             statuses = [client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1}) for _ in range(4)]
             assert [check_error(one)["code"] for one in statuses][-1] == "engine_dead"
             assert check_error(client.get("/health"), 503)["code"] == "engine_dead"
             check_error(client.get("/dashboard/data"), 503)
             assert b'"code":"engine_error"' in read_all_of_stream(connection)
-        server._thread.join(20)
+        assert grace_is_over.wait(60)
+        stop()
+        server._thread.join(60)
         assert not server._thread.is_alive() and server.server.exit_status == 70
 
 
@@ -301,8 +310,8 @@ def test_an_engine_that_can_schedule_nothing_dies_instead_of_spinning(model: Pat
         server.client() as client,
     ):
         check_error(client.post("/v1/completions", json={"prompt": [5], "max_tokens": 1}), 503)
-        server._thread.join(20)
-        assert server.server.exit_status == 70
+        server._thread.join(60)
+        assert not server._thread.is_alive() and server.server.exit_status == 70
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------
@@ -320,10 +329,11 @@ def test_draining_lets_requests_finish_and_refuses_new_ones(model: Path) -> None
         kept.recv(1000)
         body = {"prompt": [5] * 4, "max_tokens": 200, "ignore_eos": True}
         thread = threading.Thread(target=ask, args=("running", client), kwargs=body)
-        thread.start()
-        while not server.serving.engine.pending:
-            time.sleep(0.005)
-        server.server.should_exit = True
+        with server.frozen(after=5):
+            thread.start()
+            wait_until(lambda: server.serving.engine.pending, "the request is there")
+            server.server.should_exit = True
+            wait_until(lambda: server.serving.is_draining, "the server drains")
         thread.join()
     assert found["running"].json()["usage"]["completion_tokens"] == 200
     server.stop()
@@ -337,8 +347,7 @@ def test_after_the_drain_timeout_requests_are_told_and_aborted(model: Path) -> N
     with connect(server) as stream, connect(server) as whole:
         stream.sendall(post_bytes(**ENDLESS, stream=True))
         whole.sendall(post_bytes(**ENDLESS))
-        while len(server.serving.engine.pending) < 2:
-            time.sleep(0.005)
+        wait_until(lambda: len(server.serving.engine.pending) == 2, "both requests are there")
         server.server.should_exit = True
         answers = [read_all(stream), read_all(whole)]
     server.stop()
@@ -353,12 +362,14 @@ def test_after_the_drain_timeout_requests_are_told_and_aborted(model: Path) -> N
 def test_a_short_soak_leaks_no_block_and_loses_no_request(model: Path) -> None:
     """Mixed load for some seconds: streams, whole answers, n, prefixes, stops, refusals, and clients that leave."""
     sent, outcomes = 0, Counter[str]()
+    needed = ("good 200", "bad 400", "leave left")
 
     async def client_of(url: str, seed: int, until: float) -> None:
         nonlocal sent
         rng = random.Random(seed)
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            while time.monotonic() < until:
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            # On a machine that is slow, or fast, it takes more than the 6 s until each outcome was there once.
+            while (now := time.monotonic()) < until or (now < until + 120 and not all(map(outcomes.get, needed))):
                 sent += 1
                 body: dict = {
                     "prompt": [9] * rng.choice([1, 16, 40]) + [rng.randrange(10, 300)],
@@ -372,7 +383,7 @@ def test_a_short_soak_leaks_no_block_and_loses_no_request(model: Path) -> None:
                 if kind == "bad":
                     body["prompt"] = [100_000]
                 try:
-                    patience = rng.uniform(0.01, 0.1) if kind == "leave" else 60
+                    patience = rng.uniform(0.01, 0.1) if kind == "leave" else 300
                     response = await asyncio.wait_for(client.post("/v1/completions", json=body), patience)
                     outcomes[f"{kind} {response.status_code}"] += 1
                 except TimeoutError:
@@ -388,5 +399,5 @@ def test_a_short_soak_leaks_no_block_and_loses_no_request(model: Path) -> None:
         stats = server.engine.stats()
     assert sum(outcomes.values()) == sent
     assert set(outcomes) <= {"good 200", "bad 400", "leave 200", "leave left"}, outcomes
-    assert all(outcomes[name] for name in ("good 200", "bad 400", "leave left")), outcomes
+    assert all(outcomes[name] for name in needed), outcomes
     assert stats.num_free_blocks == stats.num_total_blocks

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_tools import RunningServer, check_error, connect, http_bytes, make_tiny_chat_model, running
+from server_tools import RunningServer, check_error, connect, http_bytes, make_tiny_chat_model, running, wait_until
 
 from pagedlab.errors import ConfigError
 from pagedlab.interfaces.openai_server.errors import ApiError
@@ -17,13 +16,13 @@ from pagedlab.interfaces.openai_server.settings import ServerSettings
 from pagedlab.interfaces.openai_server.shares import Shares
 
 KEYS = ["secret-of-a", "secret-of-b"]
-ENDLESS = {"prompt": [5] * 4, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+ENDLESS = {"prompt": [5] * 4, "max_tokens": 8000, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     model = make_tiny_chat_model(tmp_path_factory.mktemp("model"))
-    with running(model, num_blocks=2048, api_key=KEYS, max_pending_per_key=4) as server:
+    with running(model, num_blocks=4096, api_key=KEYS, max_pending_per_key=4) as server:
         yield server
 
 
@@ -49,9 +48,7 @@ def test_what_one_key_holds_does_not_lock_another_out(server: RunningServer, tak
         for connection in connections:
             connection.close()
         server.wait_idle()
-        deadline = time.monotonic() + 20
-        while server.serving._shares._taken and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: not server.serving._shares._taken, "every share is given back")
         assert client.post("/v1/completions", json=one, headers=as_tenant(KEYS[0])).status_code == 200
 
 
@@ -68,10 +65,7 @@ def test_whatever_a_call_ends_in_gives_its_share_back(server: RunningServer) -> 
             for options in ({}, {"stream": True}, {"prompt": [5, 9999]}, {"max_tokens": 99_999}, {"prompt": ""}):
                 client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, **options}).read()
             assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
-        deadline = time.monotonic() + 20
-        while server.serving._shares._taken and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert not server.serving._shares._taken
+        wait_until(lambda: not server.serving._shares._taken, "every share is given back")
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 5), st.booleans())))
