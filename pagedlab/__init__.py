@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         PagedlabError,
     )
     from pagedlab.interfaces.engine import EngineStats, LLMEngine
+    from pagedlab.interfaces.input_processing import TextPrompt, TokensPrompt
     from pagedlab.interfaces.llm import LLM
     from pagedlab.interfaces.outputs import (
         BeamSearchOutput,
         BeamSearchSequence,
         CompletionOutput,
+        EmbeddingRequestOutput,
         Logprob,
         PoolingRequestOutput,
         RequestOutput,
@@ -43,9 +45,12 @@ _HOMES = {
     "RequestOutput": "interfaces.outputs",
     "CompletionOutput": "interfaces.outputs",
     "PoolingRequestOutput": "interfaces.outputs",
+    "EmbeddingRequestOutput": "interfaces.outputs",
     "BeamSearchOutput": "interfaces.outputs",
     "BeamSearchSequence": "interfaces.outputs",
     "Logprob": "interfaces.outputs",
+    "TextPrompt": "interfaces.input_processing",
+    "TokensPrompt": "interfaces.input_processing",
     "PagedlabError": "errors",
     "ConfigError": "errors",
     "InvalidRequestError": "errors",
@@ -63,6 +68,7 @@ __all__ = [
     "BeamSearchSequence",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "EngineConfig",
     "EngineStats",
     "GenerationError",
@@ -76,6 +82,8 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
 ]
 
 

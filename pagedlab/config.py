@@ -12,6 +12,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 POLICIES = ("fcfs", "priority", "sjf")
 PREEMPTION_MODES = ("recompute", "swap")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+GENERATION_CONFIGS = ("auto", "vllm")
 
 
 @dataclass
@@ -39,6 +40,8 @@ class EngineConfig:
         enable_prefix_caching: reuse KV blocks of equal prefixes.
         scheduling_policy: fcfs (arrival), priority (smaller number first), sjf (shortest prompt + max_tokens first).
         preemption_mode: recompute drops a preempted request's blocks, swap moves them to host memory.
+        generation_config: auto takes sampling defaults (temperature, top_p ...) from the model's generation_config.json
+            for requests that name none; vllm takes SamplingParams' own.
         seed: seed of requests that name none, and of dummy weights.
         attention_backend: auto, a name (reference, sdpa, triton), or an AttentionBackend class, instance or function.
         scheduler_cls, block_manager_cls: your own class in place of Scheduler or BlockManager.
@@ -66,6 +69,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     preemption_mode: str = "recompute"
+    generation_config: str = "auto"
     seed: int = 0
     attention_backend: Any = "auto"
     scheduler_cls: type | None = None
@@ -79,6 +83,7 @@ class EngineConfig:
         self._choice("scheduling_policy", POLICIES)
         self._choice("preemption_mode", PREEMPTION_MODES)
         self._choice("load_format", LOAD_FORMATS)
+        self._choice("generation_config", GENERATION_CONFIGS)
         for name in ("block_size", "max_num_seqs"):
             self._at_least(name, 1)
         self._at_least("long_prefill_token_threshold", 0)

@@ -27,9 +27,12 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamplingParams:
     """Decoding options of one request; vLLM's `SamplingParams`.
+
+    Fields may be set one by one, as in vLLM; values set so are checked when a request is made. A request takes a copy:
+    what is set later changes nothing for it.
 
     Args:
         n: number of completions for the prompt. They share its KV blocks (copy-on-write).
@@ -37,7 +40,7 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches this (0 < top_p <= 1).
         top_k: keep the k most probable tokens; 0 or -1 keeps all.
         min_p: keep tokens at least this times as probable as the most probable one (0 <= min_p <= 1).
-        max_tokens: most tokens to generate.
+        max_tokens: most tokens to generate; None is as many as the model and the KV pool have room for.
         min_tokens: end-of-text and stop tokens cannot be sampled before this many tokens are out, and a stop string
             that is complete by then does not count.
         stop: string or strings that end the text; not part of it unless `include_stop_str_in_output`.
@@ -51,6 +54,9 @@ class SamplingParams:
             generated (-2 to 2).
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output (> 0).
         logit_bias: token id -> value added to its logit.
+        allowed_token_ids: nothing but these may be sampled.
+        bad_words: texts that must not be written; see bad_word_ids for what that means in tokens.
+        detokenize: make text of the tokens; without it outputs have token ids alone, and no stop strings.
         skip_special_tokens: leave special tokens out of the text.
         output_kind: what each step returns of the request; LLM.generate always takes FINAL_ONLY.
 
@@ -63,7 +69,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    max_tokens: int = 16
+    max_tokens: int | None = 16
     min_tokens: int = 0
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
@@ -76,24 +82,26 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    detokenize: bool = True
     skip_special_tokens: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        try:
-            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-            object.__setattr__(self, "stop", stop)
-            object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        except TypeError as error:
-            raise InvalidRequestError(f"stop and stop_token_ids must be lists: {error}.") from None
+        self.stop = (self.stop,) if isinstance(self.stop, str) else self._tuple("stop")
+        for name in ("stop_token_ids", "bad_words"):
+            setattr(self, name, self._tuple(name))
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = self._tuple("allowed_token_ids")
         if self.seed == -1:
-            object.__setattr__(self, "seed", None)
+            self.seed = None
         if self.logit_bias is not None:
             try:
                 bias = {int(token): float(value) for token, value in dict(self.logit_bias).items()}
             except (TypeError, ValueError, OverflowError) as error:
                 raise InvalidRequestError(f"logit_bias must map token ids to numbers: {error}.") from None
-            object.__setattr__(self, "logit_bias", bias)
+            self.logit_bias = bias
         self._check()
 
     @property
@@ -109,6 +117,8 @@ class SamplingParams:
             or self.repetition_penalty != 1.0
             or self.logit_bias
             or self.min_tokens
+            or self.bad_words
+            or self.allowed_token_ids is not None
         )
 
     def clone(self, **changes: Any) -> SamplingParams:
@@ -117,7 +127,8 @@ class SamplingParams:
 
     def _check(self) -> None:
         self._integer("n", 1, 1024)
-        self._integer("max_tokens", 1)
+        if self.max_tokens is not None:
+            self._integer("max_tokens", 1)
         self._integer("min_tokens", 0)
         self._integer("top_k", -1)
         self._number("temperature", 0.0, 100.0)
@@ -126,7 +137,7 @@ class SamplingParams:
         self._number("presence_penalty", -2.0, 2.0)
         self._number("frequency_penalty", -2.0, 2.0)
         self._number("repetition_penalty", 0.0, 100.0, above=True)
-        if self.min_tokens > self.max_tokens:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}): "
                 "lower one or raise the other."
@@ -139,21 +150,38 @@ class SamplingParams:
         for text in self.stop or ():
             if not isinstance(text, str) or not text:
                 raise InvalidRequestError(f"stop must be non-empty strings, got {text!r}.")
-        for token in self.stop_token_ids or ():
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-                raise InvalidRequestError(f"stop_token_ids must be token ids (integers >= 0), got {token!r}.")
+        for word in self.bad_words or ():
+            if not isinstance(word, str) or not word.strip():
+                raise InvalidRequestError(f"bad_words must be texts with a character in them, got {word!r}.")
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            for token in getattr(self, name) or ():
+                if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                    raise InvalidRequestError(f"{name} must be token ids (integers >= 0), got {token!r}.")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequestError("allowed_token_ids must name at least one token; None allows all.")
         for token, value in (self.logit_bias or {}).items():
             if token < 0 or not math.isfinite(value) or abs(value) > 100:
                 raise InvalidRequestError(
                     f"logit_bias must map token ids >= 0 to values from -100 to 100, got {token}: {value}."
                 )
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "detokenize"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop is found in text: leave detokenize on, or use stop_token_ids.")
         if not isinstance(self.output_kind, RequestOutputKind):
             raise InvalidRequestError(f"output_kind must be a RequestOutputKind, got {self.output_kind!r}.")
         if self.is_greedy and self.n > 1:
             raise InvalidRequestError("n must be 1 when temperature is 0: greedy completions would all be the same.")
+
+    def _tuple(self, name: str) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError("got text")
+            return tuple(value or ())
+        except TypeError as error:
+            raise InvalidRequestError(f"{name} must be a list: {error}.") from None
 
     def _integer(self, name: str, low: int, high: int | None = None) -> None:
         value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -27,14 +28,14 @@ GRID = 1000
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def row(params: SamplingParams, seed=0, prompt=(), output=(), stop=(), num_logprobs=None) -> SamplingRow:
-    return SamplingRow(0, params, seed, list(prompt), list(output), tuple(stop), num_logprobs)
+def row(params: SamplingParams, seed=0, prompt=(), output=(), stop=(), num_logprobs=None, bad_words=()) -> SamplingRow:
+    return SamplingRow(0, params, seed, list(prompt), list(output), tuple(stop), num_logprobs, bad_word_ids=bad_words)
 
 
 def draw_shares(monkeypatch, logits: np.ndarray, device="cpu", **options) -> np.ndarray:
     """How much of the interval [0, 1) each token owns: GRID draws whose random numbers are the grid's midpoints."""
     like = row(**options)
-    rows = [row(like.params, i, like.prompt_token_ids, like.output_token_ids, like.stop_token_ids) for i in range(GRID)]
+    rows = [dataclasses.replace(like, seed=i) for i in range(GRID)]
     with monkeypatch.context() as patch:
         patch.setattr(sampler_module, "uniform", lambda seed, index: (seed + 0.5) / GRID)
         result = Sampler()(torch.tensor(logits, dtype=torch.float32, device=device).expand(GRID, -1), rows)
@@ -140,12 +141,18 @@ PENALTIES = st.builds(
     frequency_penalty=st.sampled_from([-0.5, 0.0, 1.1]),
     logit_bias=st.one_of(st.none(), st.dictionaries(st.integers(0, 9), st.floats(-5, 5), max_size=3)),
     min_tokens=st.sampled_from([0, 3]),
+    allowed_token_ids=st.one_of(st.none(), st.lists(st.integers(0, 12), min_size=1, max_size=4)),
 )
+BAD_WORDS = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=3), max_size=3)
 TOKENS = st.lists(st.integers(0, 9), max_size=8)
 
 
-def changed_logits(logits: np.ndarray, params: SamplingParams, prompt, output, stop) -> np.ndarray:
+def changed_logits(logits: np.ndarray, params: SamplingParams, prompt, output, stop, bad_words) -> np.ndarray:
     x = logits.astype(np.float64).copy()
+    for token in range(len(x)):
+        is_allowed = params.allowed_token_ids is None or token in params.allowed_token_ids
+        if not is_allowed or any([*output, token][-len(word) :] == word for word in bad_words):
+            x[token] = -np.inf
     for token, bias in (params.logit_bias or {}).items():
         x[token] += bias
     if len(output) < params.min_tokens:
@@ -165,10 +172,12 @@ def changed_logits(logits: np.ndarray, params: SamplingParams, prompt, output, s
     prompt=TOKENS,
     output=TOKENS,
     stop=st.sets(st.integers(0, 9), max_size=3),
+    bad_words=BAD_WORDS,
 )
-def test_bias_min_tokens_and_penalties_change_the_logits_as_defined(device, logits, params, prompt, output, stop):
-    x = changed_logits(logits, params, prompt, output, stop)
-    options = {"params": params, "prompt": prompt, "output": output, "stop": stop}
+def test_what_changes_logits_changes_them_as_defined(device, logits, params, prompt, output, stop, bad_words):
+    x = changed_logits(logits, params, prompt, output, stop, bad_words)
+    assume(np.isfinite(x).any())
+    options = {"params": params, "prompt": prompt, "output": output, "stop": stop, "bad_words": bad_words}
     if params.is_greedy:
         result = Sampler()(torch.tensor(logits[None], dtype=torch.float32, device=device), [row(**options)])
         assert x[result.token_ids[0]] >= x.max() - 1e-5

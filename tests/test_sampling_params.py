@@ -33,6 +33,8 @@ VLLM_DEFAULTS = {
     "include_stop_str_in_output": False,
     "output_kind": RequestOutputKind.CUMULATIVE,
     "logit_bias": None,
+    "allowed_token_ids": None,
+    "detokenize": True,
 }
 
 OUT_OF_RANGE = {
@@ -52,7 +54,10 @@ OUT_OF_RANGE = {
     "stop": ["", ["a", ""], [1], 5],
     "stop_token_ids": [[-1], [1.5], ["1"], [True], 5],
     "logit_bias": [{-1: 1.0}, {1: 101}, {1: math.nan}, {1: "much"}, {"x": 1}, [5], 5, {math.inf: 1}],
+    "allowed_token_ids": [[], [-1], [1.5], ["1"], [True], 5, "5"],
+    "bad_words": ["word", [""], [" "], [1], 5, b"word"],
     "ignore_eos": [None, 1, "yes"],
+    "detokenize": [None, 1],
     "skip_special_tokens": [None, 0],
     "include_stop_str_in_output": [None, "no"],
     "output_kind": [None, 1, "delta"],
@@ -60,7 +65,7 @@ OUT_OF_RANGE = {
 
 IN_RANGE = {
     "n": [1, 16],
-    "max_tokens": [1, 10**6],
+    "max_tokens": [1, 10**6, None],
     "min_tokens": [0, 16],
     "top_k": [-1, 0, 1, 10**6],
     "temperature": [0, 0.0, 1e-9, 2, 2.0],
@@ -83,10 +88,10 @@ def cases(table):
 def test_defaults_are_vllms():
     params = SamplingParams()
     assert {name: getattr(params, name) for name in VLLM_DEFAULTS} == VLLM_DEFAULTS
-    assert not params.stop and not params.stop_token_ids
+    assert not params.stop and not params.stop_token_ids and not params.bad_words
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
     # A field added later must be looked up in vLLM and put into the table.
-    assert fields == set(VLLM_DEFAULTS) | {"stop", "stop_token_ids"}
+    assert fields == set(VLLM_DEFAULTS) | {"stop", "stop_token_ids", "bad_words"}
 
 
 @pytest.mark.parametrize(("name", "value"), cases(OUT_OF_RANGE))
@@ -166,9 +171,18 @@ def test_a_clone_is_equal_and_its_changes_are_checked():
         params.clone(top_p=0)
 
 
-def test_params_are_frozen_because_n_sequences_share_them():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SamplingParams().temperature = 0.5  # type: ignore[misc]
+def test_fields_may_be_set_as_in_vllm_and_a_copy_checks_them():
+    params = SamplingParams()
+    params.temperature, params.max_tokens = 0, 5
+    assert params.is_greedy and params.clone().max_tokens == 5
+    params.top_p = 1.5
+    with pytest.raises(InvalidRequestError, match="top_p"):
+        params.clone()
+
+
+def test_stop_strings_need_the_text():
+    with pytest.raises(InvalidRequestError, match=r"\bstop\b.*detokenize"):
+        SamplingParams(stop=["a"], detokenize=False)
 
 
 BEAM_OUT_OF_RANGE = {

@@ -25,6 +25,7 @@ from pagedlab.interfaces.engine import EngineStats, LLMEngine
 from pagedlab.interfaces.input_processing import Prompt, check_lengths, check_params, check_prompt, parse_prompt
 from pagedlab.interfaces.outputs import PoolingRequestOutput, RequestOutput
 from pagedlab.interfaces.request_stream import Output, RequestStream
+from pagedlab.interfaces.sampling_options import most_tokens
 from pagedlab.interfaces.step_report import Pending, StepReport
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import RequestOutputKind, SamplingParams
@@ -247,7 +248,7 @@ class AsyncLLMEngine:
         check_prompt(token_ids, self.limits)
         if isinstance(params, SamplingParams):
             check_params(params, self.limits, self.has_tokenizer)
-            check_lengths(len(token_ids), params.max_tokens, params.n, self.limits)
+            check_lengths(len(token_ids), most_tokens(params, len(token_ids), self.limits), params.n, self.limits)
         else:
             check_lengths(len(token_ids), 0, 1, self.limits)
 

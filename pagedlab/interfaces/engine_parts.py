@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from pagedlab.config import EngineConfig
 from pagedlab.errors import ConfigError, ModelError
+from pagedlab.interfaces.sampling_options import read_default_sampling
 from pagedlab.model_authoring.block_manager import BlockManager
 from pagedlab.model_authoring.model_executor import StepWorker
 from pagedlab.model_authoring.models.config import ModelConfig
@@ -46,6 +47,7 @@ class EngineParts:
         max_num_seqs, max_num_batched_tokens: limits of a step
         model_path: the model's directory, or None
         is_asynchronous: the worker's device computes while the host goes on
+        default_sampling: what the model's authors advise for requests that say nothing: SamplingParams' fields
     """
 
     tokenizer: Any | None
@@ -58,6 +60,7 @@ class EngineParts:
     max_num_batched_tokens: int
     model_path: Path | None = None
     is_asynchronous: bool = False
+    default_sampling: dict[str, Any] = field(default_factory=dict)
 
 
 def build_parts(config: EngineConfig) -> EngineParts:
@@ -71,6 +74,7 @@ def build_parts(config: EngineConfig) -> EngineParts:
     path = resolve_model(config.model)
     tokenizer = None if config.skip_tokenizer_init else load_tokenizer(config, path)
     model_config = ModelConfig.from_directory(path)
+    default_sampling = read_default_sampling(path) if config.generation_config == "auto" else {}
     max_model_len = _max_model_len(config, model_config)
     _note(
         "model_authoring",
@@ -148,6 +152,7 @@ def build_parts(config: EngineConfig) -> EngineParts:
         max_num_batched_tokens=budget,
         model_path=path,
         is_asynchronous=device.type == "cuda",
+        default_sampling=default_sampling,
     )
 
 

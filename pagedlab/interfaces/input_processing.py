@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from pagedlab.errors import InvalidRequestError
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import BeamSearchParams, SamplingParams
 
+
+class TextPrompt(TypedDict):
+    """A prompt as vLLM writes it: text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as vLLM writes it: token ids, and the text that they stand for, if that is known."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]
+
+
 Prompt = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, or vLLM's {"prompt": text} and {"prompt_token_ids": ids}."""
+"""Text, token ids, TextPrompt or TokensPrompt."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ def _token_ids(ids: Any) -> list[int]:
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
         raise InvalidRequestError(f"A prompt must be text or a list of token ids, got {type(ids).__name__}.")
+    if set(map(type, ids)) <= {int}:  # nearly always; to look at each alone takes seconds for a million of them
+        return list(ids)
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise InvalidRequestError(f"A prompt's token ids must be integers, got {token!r}.")
@@ -139,11 +155,13 @@ def check_params(params: SamplingParams, limits: Limits, has_tokenizer: bool) ->
     Raises:
         InvalidRequestError: with one sentence that says what to change.
     """
-    for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids or ())):
-        for token in ids:
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+        for token in getattr(params, name) or ():
             if token >= limits.vocab_size:
                 raise InvalidRequestError(
                     f"{name} names token {token}, which is out of vocabulary: ids go from 0 to {limits.vocab_size - 1}."
                 )
+    if params.bad_words and not has_tokenizer:
+        raise InvalidRequestError("bad_words need a tokenizer: use logit_bias, or skip_tokenizer_init=False.")
     if params.stop and not has_tokenizer:
         raise InvalidRequestError("Stop strings need a tokenizer: use stop_token_ids, or skip_tokenizer_init=False.")

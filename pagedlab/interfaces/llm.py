@@ -10,11 +10,18 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from pagedlab.config import EngineConfig
 from pagedlab.errors import GenerationError, InvalidRequestError
 from pagedlab.interfaces.engine import EngineStats, LLMEngine
 from pagedlab.interfaces.input_processing import Prompt
-from pagedlab.interfaces.outputs import BeamSearchOutput, BeamSearchSequence, PoolingRequestOutput, RequestOutput
+from pagedlab.interfaces.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+)
+from pagedlab.interfaces.vllm_options import engine_config
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
@@ -30,14 +37,15 @@ class LLM:
 
     Args:
         model: Hugging Face directory or repository id; None is the default model.
-        options: any field of EngineConfig: dtype, block_size, num_blocks, scheduling_policy ...
+        options: any field of EngineConfig: dtype, block_size, num_blocks, scheduling_policy ... Of vLLM's others, those
+            that change no token are passed over, and the rest are refused by name.
 
     Raises:
         ConfigError, ModelError, BackendError: with one sentence that says what to change.
     """
 
     def __init__(self, model: str | Path | None = None, **options: Any) -> None:
-        self.llm_engine = LLMEngine(EngineConfig(model=model, **options))
+        self.llm_engine = LLMEngine(engine_config(model, options))
         self._num_requests = 0
         self._streams: dict[str, deque[Any]] = {}
         """Outputs that streams have not read: any call may step the engine, and each step advances every request."""
@@ -50,6 +58,11 @@ class LLM:
     def get_tokenizer(self) -> Any:
         """The Hugging Face tokenizer; None with skip_tokenizer_init=True."""
         return self.llm_engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What generate() and chat() take where they are given none: the model's generation_config.json, if it advises
+        something, over SamplingParams()."""
+        return SamplingParams(**self.llm_engine.parts.default_sampling)
 
     def stats(self) -> EngineStats:
         """Counters of all calls so far."""
@@ -67,7 +80,7 @@ class LLM:
 
         Args:
             prompts: one prompt or a list of them: text, token ids, {"prompt": ...}, {"prompt_token_ids": ...}.
-            sampling_params: one for all, or one a prompt; None is SamplingParams().
+            sampling_params: one for all, or one a prompt; None is get_default_sampling_params().
             use_tqdm: show a progress bar.
             priority: one number a prompt, smaller first, under scheduling_policy="priority".
 
@@ -79,7 +92,8 @@ class LLM:
             GenerationError: some requests failed while they ran; `.outputs` holds them all.
         """
         items = as_prompt_list(prompts)
-        return self._run(items, _one_each(sampling_params, SamplingParams(), len(items)), use_tqdm, priority)
+        params = _one_each(sampling_params, self.get_default_sampling_params(), len(items))
+        return self._run(items, params, use_tqdm, priority)
 
     def chat(
         self,
@@ -87,31 +101,49 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
+        chat_template: str | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, written with the model's chat template.
 
         Args:
             messages: [{"role": "user", "content": "..."}, ...], or a list of such lists.
+            chat_template: a Jinja template in place of the model's.
+            add_generation_prompt: end the prompt where the assistant's turn begins.
+            continue_final_message: go on within the last message (then without add_generation_prompt).
+            tools: descriptions of functions, for templates that show them to the model.
+            chat_template_kwargs: more of what the template reads, such as Qwen3's enable_thinking.
 
         Raises:
-            InvalidRequestError: the model has no chat template, or a message is malformed.
+            InvalidRequestError: there is no chat template, it refuses the messages, or a message is malformed.
         """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        items = [self.apply_chat_template(c, add_generation_prompt=add_generation_prompt) for c in conversations]
-        params = _one_each(sampling_params, SamplingParams(), len(items))
+        options: dict[str, Any] = {
+            **(chat_template_kwargs or {}),
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+        }
+        items = [self.apply_chat_template(conversation, **options) for conversation in conversations]
+        params = _one_each(sampling_params, self.get_default_sampling_params(), len(items))
         return self._run(items, params, use_tqdm, add_special_tokens=False)
 
-    def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool = True) -> str:
-        """The prompt text of one conversation."""
+    def apply_chat_template(self, messages: Any, *, add_generation_prompt: bool = True, **options: Any) -> str:
+        """The prompt text of one conversation; options are those of transformers' apply_chat_template."""
         tokenizer = self.get_tokenizer()
-        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        if tokenizer is None or not (options.get("chat_template") or getattr(tokenizer, "chat_template", None)):
             raise InvalidRequestError("The model has no chat template (a base model?): use generate() with plain text.")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
                 raise InvalidRequestError(f'Each message must be {{"role": ..., "content": ...}}, got {message!r}.')
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+            return tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
         except Exception as error:  # a template is the model's own code and may raise anything
             raise InvalidRequestError(f"The chat template refused the messages: {error}.") from error
 
@@ -121,7 +153,7 @@ class LLM:
         Streams may be read in turns, and other calls made in between: whoever steps the engine advances them all.
         Text that may still change is held back: half a character, or the start of a stop string.
         """
-        params = (sampling_params or SamplingParams()).clone(output_kind=RequestOutputKind.DELTA)
+        params = (sampling_params or self.get_default_sampling_params()).clone(output_kind=RequestOutputKind.DELTA)
         if params.n != 1:
             raise InvalidRequestError("stream() follows one completion: use n=1, or generate().")
         request_id = self._next_id()
@@ -178,6 +210,15 @@ class LLM:
             raise InvalidRequestError(f"encode() takes PoolingParams, got {type(params).__name__}.")
         items = as_prompt_list(prompts)
         return self._run(items, [params] * len(items), use_tqdm)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+        """One vector of length 1 for each prompt, as a list of numbers: `.outputs.embedding` [hidden_size]."""
+        return [
+            EmbeddingRequestOutput(
+                output.request_id, EmbeddingOutput(output.outputs.data.tolist()), output.prompt_token_ids
+            )
+            for output in self.encode(prompts, use_tqdm=use_tqdm)
+        ]
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix."""

@@ -51,6 +51,7 @@ class Completion:
         self.num_sent_tokens = sequence.num_output_tokens
         self.num_sent_logprobs = len(sequence.logprobs)
         wants_logprobs = sequence.params.logprobs is not None
+        tokenizer = tokenizer if sequence.params.detokenize else None
         return CompletionOutput(
             index=sequence.index,
             text=self._text(delta),
@@ -123,7 +124,8 @@ class Generation:
         root = self.root
         prompt_logprobs = None
         if root.params.prompt_logprobs is not None:
-            prompt_logprobs = [as_dict(entry, tokenizer) if entry else None for entry in root.prompt_logprobs]
+            names = tokenizer if root.params.detokenize else None
+            prompt_logprobs = [as_dict(entry, names) if entry else None for entry in root.prompt_logprobs]
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,

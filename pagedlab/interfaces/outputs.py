@@ -96,6 +96,27 @@ class PoolingRequestOutput:
 
 
 @dataclass(slots=True)
+class EmbeddingOutput:
+    """`embedding` is the pooled vector, a list of hidden_size numbers."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """What `embed` returns for one prompt."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+
+
+@dataclass(slots=True)
 class BeamSearchSequence:
     """One hypothesis: prompt and generated tokens, and the sum of the generated tokens' log-probabilities."""
 

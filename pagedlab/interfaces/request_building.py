@@ -18,6 +18,7 @@ from pagedlab.interfaces.input_processing import (
 )
 from pagedlab.interfaces.output_processing import Completion, Generation
 from pagedlab.interfaces.outputs import RequestMetrics
+from pagedlab.interfaces.sampling_options import bad_word_ids, own_params
 from pagedlab.model_authoring.beam_search import Beam, BeamSearch
 from pagedlab.model_authoring.request import PoolingParams, Request
 from pagedlab.sampling_params import BeamSearchParams, SamplingParams
@@ -58,6 +59,8 @@ class RequestBuilder:
         check_call(request_id, params, priority, cache_salt)
         text, token_ids = parse_prompt(prompt, self.tokenizer, add_special_tokens)
         check_prompt(token_ids, self.limits)
+        if isinstance(params, SamplingParams):
+            params = own_params(params, len(token_ids), self.limits)
         root = Request(
             request_id=request_id,
             prompt_token_ids=token_ids,
@@ -78,9 +81,10 @@ class RequestBuilder:
 
     def _prepare_completions(self, root: Request, generation: Generation, params: SamplingParams) -> None:
         check_params(params, self.limits, self.tokenizer is not None)
-        check_lengths(root.num_prompt_tokens, params.max_tokens, params.n, self.limits)
+        check_lengths(root.num_prompt_tokens, root.max_tokens, params.n, self.limits)
         eos = frozenset() if params.ignore_eos else self.eos_token_ids
         root.stop_token_ids = eos | frozenset(params.stop_token_ids or ())
+        root.bad_word_ids = bad_word_ids(params.bad_words or (), self.tokenizer)
         root.seed = params.seed if params.seed is not None else derive_seed(self.seed, root.arrival)
         for index in range(1, params.n):
             child = Request(
@@ -88,6 +92,7 @@ class RequestBuilder:
                 prompt_token_ids=root.prompt_token_ids,
                 params=params,
                 stop_token_ids=root.stop_token_ids,
+                bad_word_ids=root.bad_word_ids,
                 seed=root.seed + index,
                 arrival=root.arrival,
                 priority=root.priority,
@@ -108,9 +113,9 @@ class RequestBuilder:
         generation.beam_search = BeamSearch(params, self.eos_token_ids, [Beam(root)])
 
     def _detokenizer(self, sequence: Request) -> IncrementalDetokenizer | None:
-        if self.tokenizer is None:
-            return None
         params = sequence.params
+        if self.tokenizer is None or not params.detokenize:
+            return None
         return IncrementalDetokenizer(
             self.tokenizer,
             sequence.prompt_token_ids,

@@ -216,7 +216,7 @@ class StepRecorder:
             self._infos[request] = RequestInfo(
                 request_id=request.request_id if count == 1 else f"{request.request_id} ({count})",
                 num_prompt_tokens=request.num_prompt_tokens,
-                max_tokens=request.params.max_tokens,
+                max_tokens=request.max_tokens,
                 priority=request.priority,
                 prompt=self._decode(request.prompt_token_ids),
             )

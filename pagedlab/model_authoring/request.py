@@ -58,6 +58,7 @@ class Request:
         prompt_token_ids: tokens that the caller gave
         params: options of the request
         stop_token_ids: ids that end it (end of text, unless ignored, and params.stop_token_ids)
+        bad_word_ids: token sequences whose last token may not follow the others (params.bad_words)
         seed: fixes the sequence's random draws, whoever shares its batch
         arrival: number of arrivals before it; the order of fcfs
         priority: smaller runs first under the priority policy
@@ -75,6 +76,7 @@ class Request:
     prompt_token_ids: list[int]
     params: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     arrival: int = 0
     priority: int = 0
@@ -89,6 +91,8 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
+    max_tokens: int = field(init=False)
+    """Of params, which must say how many by now."""
     num_computed_tokens: int = 0
     num_in_flight: int = 0
     """Tokens (0 or 1) that a launched step will append to this sequence, and that nobody has seen yet."""
@@ -114,6 +118,8 @@ class Request:
         self.group_id = self.group_id or self.request_id
         self.token_ids = list(self.prompt_token_ids)
         self.num_prompt_tokens = len(self.prompt_token_ids)
+        assert self.params.max_tokens is not None, "own_params fills it in"
+        self.max_tokens = self.params.max_tokens
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * self.num_prompt_tokens
 
@@ -124,7 +130,7 @@ class Request:
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens to compute, one in flight included, unless it is the last that max_tokens allows: nothing follows."""
-        if self.num_in_flight and self.num_output_tokens + self.num_in_flight >= self.params.max_tokens:
+        if self.num_in_flight and self.num_output_tokens + self.num_in_flight >= self.max_tokens:
             return 0
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
@@ -153,7 +159,7 @@ class Request:
     @property
     def max_total_tokens(self) -> int:
         """Prompt and longest output."""
-        return self.num_prompt_tokens + (0 if self.pooling else self.params.max_tokens)
+        return self.num_prompt_tokens + (0 if self.pooling else self.max_tokens)
 
     @property
     def is_pooled_invalid(self) -> bool:
@@ -176,6 +182,7 @@ class Request:
                 prompt_token_ids=self.prompt_token_ids,
                 output_token_ids=TokensFrom(self.token_ids, self.num_prompt_tokens),
                 stop_token_ids=tuple(self.stop_token_ids),
+                bad_word_ids=self.bad_word_ids,
                 num_logprobs=self.num_logprobs,
             )
         self.sampling_row.row = row
@@ -190,7 +197,7 @@ class Request:
             self.logprobs.append(logprobs)
         if token_id in self.stop_token_ids and self.num_output_tokens >= self.params.min_tokens:
             self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
-        elif len(self.token_ids) - self.num_prompt_tokens >= self.params.max_tokens:
+        elif len(self.token_ids) - self.num_prompt_tokens >= self.max_tokens:
             self.finish("length")
 
     def finish(self, reason: str, stop_reason: int | str | None = None) -> None:

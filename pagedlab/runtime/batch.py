@@ -48,6 +48,7 @@ class SamplingRow:
         num_logprobs: alternatives to return beside the sampled token, None for none (beam search asks for more than
             `params.logprobs` may).
         num_in_flight: output tokens that the step before has sampled and the host has not seen; they count as drawn.
+        bad_word_ids: token sequences that may not be completed.
     """
 
     row: int
@@ -58,6 +59,7 @@ class SamplingRow:
     stop_token_ids: Sequence[int] = ()
     num_logprobs: int | None = None
     num_in_flight: int = 0
+    bad_word_ids: Sequence[Sequence[int]] = ()
 
 
 @dataclass(slots=True)

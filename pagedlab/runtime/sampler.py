@@ -1,7 +1,8 @@
 """Sampler: logits in, one token a row out. Options, their order and their meaning are vLLM's.
 
-For one row: log-probabilities of the untouched logits; then logit_bias, min_tokens, repetition, frequency and presence
-penalties; greedy rows take the best token here; the others go on with temperature, min_p, top_k, top_p and the draw.
+For one row: log-probabilities of the untouched logits; then allowed_token_ids, bad_words, logit_bias, min_tokens,
+repetition, frequency and presence penalties; greedy rows take the best token here; the others go on with temperature,
+min_p, top_k, top_p and the draw.
 
 **No row can see another.** What a request gets must not depend on its neighbours, its place in the batch, on
 preemption or on the way a sum was split over threads. Three choices make that exact rather than likely:
@@ -161,7 +162,7 @@ def _choose(logits: Tensor, special: list[int], rows: list[SamplingRow]) -> tupl
 
 
 def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
-    """Apply logit_bias, min_tokens and the penalties to `x` [rows, vocab], in place. Unknown token ids do nothing."""
+    """Apply what changes logits to `x` [rows, vocab], in place. Unknown token ids do nothing."""
     vocab = x.shape[1]
     flat = x.view(-1)
     biased: dict[int, float] = {}
@@ -171,6 +172,13 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
     subtract: list[np.ndarray] = []
     for i, row in enumerate(rows):
         params, output = row.params, row.output_token_ids
+        if params.allowed_token_ids is not None:
+            allowed = _send([t for t in params.allowed_token_ids if t < vocab], x)
+            kept = x[i, allowed]
+            x[i].fill_(-math.inf)
+            x[i, allowed] = kept
+        if row.bad_word_ids:
+            banned += [i * vocab + t for t in _last_tokens(row.bad_word_ids, list(output)) if t < vocab]
         biased |= {i * vocab + t: bias for t, bias in (params.logit_bias or {}).items() if 0 <= t < vocab}
         if len(output) < params.min_tokens:
             banned += [i * vocab + t for t in row.stop_token_ids if 0 <= t < vocab]
@@ -196,6 +204,11 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
         penalty, minus = _send(np.stack((np.concatenate(scale), np.concatenate(subtract))), x).to(x.dtype)
         old = flat[index]
         flat[index] = torch.where(old > 0, old / penalty, old * penalty) - minus
+
+
+def _last_tokens(words: Sequence[Sequence[int]], output: list[int]) -> list[int]:
+    """Tokens that would complete one of `words` behind `output`."""
+    return [last for *start, last in words if not start or output[-len(start) :] == start]
 
 
 def _draw(x: Tensor, peaks: Tensor, rows: list[SamplingRow]) -> Tensor:

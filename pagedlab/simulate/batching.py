@@ -268,7 +268,7 @@ class _Simulation:
         (`skip` looks at that, for it needs the times).
         """
         running = self.scheduler.running
-        count = min(request.params.max_tokens - request.num_output_tokens for request in running) - 1
+        count = min(request.max_tokens - request.num_output_tokens for request in running) - 1
         free = self.manager.num_free_blocks
         while count >= SHORTEST_JUMP:
             grown = (self.manager.num_blocks_to_take(r, r.num_computed_tokens + count) for r in running)
