@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pagedlab.interfaces.openai_server.body_structure import check_structure
 from pagedlab.interfaces.openai_server.errors import ApiError, as_api_error
 from pagedlab.interfaces.openai_server.keys import KeyRing
 from pagedlab.interfaces.openai_server.rate_limits import RateLimits
@@ -112,6 +113,7 @@ class ApiLayer:
                 body = await self._read(receive)
         except TimeoutError:
             raise ApiError(408, f"The body took longer than {self.settings.body_timeout:g} seconds.") from None
+        check_structure(body)
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:

@@ -18,8 +18,9 @@ from pagedlab.interfaces.openai_server.responses import (
     ChatLogprobs,
     ChatResponse,
     now,
+    with_list,
 )
-from pagedlab.interfaces.openai_server.serving import Serving, UsageCount, check_completion
+from pagedlab.interfaces.openai_server.serving import Serving, UsageCount, answer_size, check_completion
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
 from pagedlab.interfaces.request_stream import RequestStream
 
@@ -41,7 +42,8 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Any:
     answer = ChatAnswer(body, stream.request_ids[0], model, len(prompt.token_ids), serving.tokenizer)
     if body.stream:
         return serving.event_stream(stream, answer.chunks(stream))
-    return answer.whole(await serving.outputs(request, stream))
+    outputs = await serving.outputs(request, stream)
+    return await serving.write(lambda: answer.whole(outputs), answer_size(outputs))
 
 
 class ChatAnswer:
@@ -53,7 +55,8 @@ class ChatAnswer:
         self.common: dict[str, Any] = {"id": request_id, "created": now(), "model": model}
         self.counted = UsageCount(num_prompt_tokens)
 
-    def whole(self, outputs: Sequence[Any]) -> ChatResponse:
+    def whole(self, outputs: Sequence[Any]) -> str:
+        """The answer's JSON."""
         (output,) = outputs
         self.counted.add(output)
         choices = []
@@ -68,7 +71,8 @@ class ChatAnswer:
                     stop_reason=completion.stop_reason,
                 )
             )
-        return ChatResponse(**self.common, object="chat.completion", choices=choices, usage=self.counted.usage())
+        whole = ChatResponse(**self.common, object="chat.completion", choices=[], usage=self.counted.usage())
+        return with_list(whole, "choices", choices)
 
     async def chunks(self, stream: RequestStream) -> AsyncIterator[ChatChunk]:
         """Each completion's role first; then one chunk for each that a step brought news of."""

@@ -9,8 +9,20 @@ from fastapi import APIRouter, Request
 
 from pagedlab.interfaces.openai_server.logprobs import Entry, completion_logprobs
 from pagedlab.interfaces.openai_server.protocol import CompletionBody
-from pagedlab.interfaces.openai_server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, now
-from pagedlab.interfaces.openai_server.serving import PromptTokens, Serving, UsageCount, check_completion
+from pagedlab.interfaces.openai_server.responses import (
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionResponse,
+    now,
+    with_list,
+)
+from pagedlab.interfaces.openai_server.serving import (
+    PromptTokens,
+    Serving,
+    UsageCount,
+    answer_size,
+    check_completion,
+)
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
 from pagedlab.interfaces.request_stream import RequestStream
 
@@ -35,7 +47,8 @@ async def create_completion(body: CompletionBody, request: Request) -> Any:
     answer.id = stream.request_ids[0] if len(prompts) == 1 else request.state.engine_request_id
     if body.stream:
         return serving.event_stream(stream, answer.chunks(stream))
-    return answer.whole(await serving.outputs(request, stream))
+    outputs = await serving.outputs(request, stream)
+    return await serving.write(lambda: answer.whole(outputs), answer_size(outputs))
 
 
 class CompletionAnswer:
@@ -53,7 +66,8 @@ class CompletionAnswer:
         self.echo_only = body.echo and body.max_tokens == 0
         """Nothing was to be generated: the prompt and its log-probabilities are all that is wanted."""
 
-    def whole(self, outputs: Sequence[Any]) -> CompletionResponse:
+    def whole(self, outputs: Sequence[Any]) -> str:
+        """The answer's JSON."""
         choices = []
         for index, output in enumerate(outputs):
             self._count(output)
@@ -70,7 +84,7 @@ class CompletionAnswer:
                         stop_reason=completion.stop_reason,
                     )
                 )
-        return self._response(choices, usage=self.counted.usage())
+        return with_list(self._response([], usage=self.counted.usage()), "choices", choices)
 
     async def chunks(self, stream: RequestStream) -> AsyncIterator[CompletionResponse]:
         """One chunk for each completion that a step brought news of."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from pagedlab.interfaces.openai_server.errors import ApiError
 from pagedlab.interfaces.openai_server.protocol import EmbeddingBody
-from pagedlab.interfaces.openai_server.responses import Embedding, EmbeddingResponse, now
+from pagedlab.interfaces.openai_server.responses import Embedding, EmbeddingResponse, now, with_list
 from pagedlab.interfaces.openai_server.serving import Serving, usage
 from pagedlab.interfaces.outputs import PoolingRequestOutput
 from pagedlab.model_authoring.request import PoolingParams
@@ -25,7 +26,15 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Any:
     prompts = await serving.read_prompts(body.input)
     stream = serving.submit(request, "embd", prompts, PoolingParams(), body.cache_salt)
     outputs = await serving.outputs(request, stream)
-    data = []
+    total = sum(len(prompt.token_ids) for prompt in prompts)
+    head = EmbeddingResponse(
+        id=request.state.engine_request_id, created=now(), model=model, data=[], usage=usage(total, 0)
+    )
+    size = sum(len(one.outputs.data) for one in outputs if isinstance(one, PoolingRequestOutput))
+    return await serving.write(lambda: with_list(head, "data", _embeddings(body, outputs)), size)
+
+
+def _embeddings(body: EmbeddingBody, outputs: Sequence[Any]) -> Iterator[Embedding]:
     for index, output in enumerate(outputs):
         if not isinstance(output, PoolingRequestOutput):
             raise ApiError(500, "The engine failed to compute this request; its log says why.", code="engine_error")
@@ -36,8 +45,4 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Any:
             )
         as_bytes = body.encoding_format == "base64"
         value = base64.b64encode(vector.numpy().tobytes()).decode() if as_bytes else vector.tolist()
-        data.append(Embedding(index=index, embedding=value))
-    total = sum(len(prompt.token_ids) for prompt in prompts)
-    return EmbeddingResponse(
-        id=request.state.engine_request_id, created=now(), model=model, data=data, usage=usage(total, 0)
-    )
+        yield Embedding(index=index, embedding=value)

@@ -7,14 +7,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import Response
 from pydantic import BaseModel
 
 from pagedlab.errors import InvalidRequestError
 from pagedlab.interfaces.async_engine import AsyncLLMEngine
 from pagedlab.interfaces.openai_server.errors import ApiError
+from pagedlab.interfaces.openai_server.prompt_length import most_characters
 from pagedlab.interfaces.openai_server.protocol import Message
 from pagedlab.interfaces.openai_server.responses import CachedTokens, Usage
 from pagedlab.interfaces.openai_server.settings import ServerSettings
@@ -32,6 +35,9 @@ SHORT_TEXT = 2048
 
 MAX_WAITING_TEXT = 8 << 20
 """Characters that may wait for that thread: a few seconds of its time."""
+
+SHORT_ANSWER = 256
+"""Choices, numbers and log-probabilities that the event loop writes by itself, in a millisecond or two."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 """W3C trace context: the client's span becomes the parent of the request's."""
@@ -77,8 +83,10 @@ class Serving:
         self._shares = Shares(settings.max_pending_per_key)
         self._size_waiting = 0
         self._tokenizing = ThreadPoolExecutor(1, "pagedlab-tokenizer")
+        self._answering = ThreadPoolExecutor(1, "pagedlab-answers")
 
     def close(self) -> None:
+        self._answering.shutdown(wait=False, cancel_futures=True)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
     # ---- what a request asks for --------------------------------------------------------------------------------
@@ -138,6 +146,7 @@ class Serving:
         if isinstance(prompt[0], list):
             return [PromptTokens(None, one) for one in prompt]  # type: ignore[arg-type]
         texts: list[str] = prompt  # type: ignore[assignment]
+        self._check_characters(texts)
         return [PromptTokens(*pair) for pair in zip(texts, await self.tokenize(texts, add_special_tokens), strict=True)]
 
     async def read_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> PromptTokens:
@@ -155,9 +164,27 @@ class Serving:
             )
         except Exception as error:  # a template is the model's own code and may raise anything
             raise InvalidRequestError(f"The chat template refused the messages: {str(error)[:200]}.") from error
+        self._check_characters([text])
         # The template has written every special token itself.
         (token_ids,) = await self.tokenize([text], add_special_tokens=False)
         return PromptTokens(text, token_ids)
+
+    @cached_property
+    def _most_characters(self) -> int | None:
+        return most_characters(self.tokenizer)
+
+    def _check_characters(self, texts: Sequence[str]) -> None:
+        """Refuse texts that are too long however they are tokenized, before anybody waits for that.
+
+        Raises:
+            InvalidRequestError: one of them is.
+        """
+        limit, longest = self.engine.limits.max_model_len, max(map(len, texts))
+        if longest > limit and (most := self._most_characters) and longest > limit * most:
+            raise InvalidRequestError(
+                f"This model's maximum context length is {limit} tokens. However, the prompt has {longest} characters, "
+                f"which are at least {-(-longest // most)} tokens: shorten the prompt."
+            )
 
     def room(self, prompts: Sequence[PromptTokens]) -> int:
         """Most tokens that every one of the prompts could be continued by; at least 1, for the engine to refuse."""
@@ -226,6 +253,22 @@ class Serving:
         finally:
             stream.close()
 
+    async def write(self, answer: Callable[[], str], size: int) -> Response:
+        """A whole answer as JSON: written here if it is short, otherwise on a thread, for it may have megabytes.
+
+        Args:
+            answer: writes it, in pieces, between which others get the GIL.
+            size: of its parts: choices, vectors' numbers, log-probabilities.
+
+        Raises:
+            ApiError: what the answer was to be about has failed.
+        """
+        if size <= SHORT_ANSWER:
+            text = answer()
+        else:
+            text = await asyncio.get_running_loop().run_in_executor(self._answering, answer)
+        return Response(text, media_type="application/json")
+
     def event_stream(self, stream: RequestStream, chunks: AsyncIterator[BaseModel]) -> EventStream:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout
         return EventStream(chunks, stream.close, deadline)
@@ -237,6 +280,15 @@ def check_completion(completion: CompletionOutput) -> None:
         raise ApiError(500, "The engine failed to compute this request; its log says why.", code="engine_error")
     if completion.finish_reason == "abort":
         raise ApiError(503, "The request was aborted by the server.", code="aborted", retry_after=1)
+
+
+def answer_size(outputs: Sequence[Any]) -> int:
+    """Choices and log-probabilities of a whole answer; those of the prompt are in each of its choices."""
+    size = 0
+    for output in outputs:
+        num_echoed = sum(map(len, filter(None, output.prompt_logprobs or ())))
+        size += sum(1 + num_echoed + sum(map(len, one.logprobs or ())) for one in output.outputs)
+    return size
 
 
 def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int = 0) -> Usage:
