@@ -178,7 +178,7 @@ def test_building_takes_solutions_outputs_and_counts_out_and_is_then_done(
     cells = {cell.id: cell for cell in notebooks.read(built).cells}
     assert list(cells) == [cell.id for cell in small_master().cells]
     stub = '    """Whole blocks."""\n    raise NotImplementedError("Write your code here.")'
-    assert cells["ch00-q1-answer"].source == f"def blocks_needed(n):\n{stub}"
+    assert cells["ch00-q1-answer"].source == f"# Answer: ch00.q1\ndef blocks_needed(n):\n{stub}"
     assert all(cell.execution_count is None for cell in cells.values() if cell.cell_type == "code")
     assert notebooks.list_problems(built) == []
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pagedlab.course import notebooks, questions
-from pagedlab.course.masters import PLACE, STUB, master_problems, stubbed
+from pagedlab.course.answer_cells import is_stub, mark, sign_of
+from pagedlab.course.masters import cell_id, master_problems, stubbed
 from pagedlab.course.questions import Question
 from pagedlab.errors import CourseError
 
@@ -88,12 +89,13 @@ def orphans(root: Path, masters: Sequence[Path]) -> Iterator[str]:
 
 
 def exercise_of(master: Any, asked: Sequence[Question]) -> Any:
-    """The exercise notebook of a master that is in order: no solutions, no outputs, the same ids."""
-    answers = {question.id.replace(".", "-") + "-answer": question.answer for question in asked}
+    """The exercise notebook of a master that is in order: no solutions, no outputs, answers marked."""
+    answers = {cell_id(question, "answer"): question for question in asked}
     notebook = notebooks.normalised(master)
     for cell in notebook.cells:
         if cell.id in answers:
-            cell.source = stubbed(cell.source, answers[cell.id])
+            cell.source = stubbed(cell.source, answers[cell.id].answer)
+            mark(cell, answers[cell.id])
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook
@@ -112,6 +114,6 @@ def holds_answers(path: Path) -> bool:
             continue
         if cell.execution_count is not None or cell.outputs:
             return True
-        if cell.id.endswith("-answer") and STUB not in cell.source and PLACE not in cell.source:
+        if sign_of(cell, cell.source)[0] and not is_stub(cell.source):
             return True
     return False

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pagedlab.course import notebooks
+from pagedlab.course.answer_cells import unmarked
 from pagedlab.course.exercise_notebooks import chapter_of
 from pagedlab.course.exercises import NOT_ANSWERED, Result, earned, judge, judge_error
 from pagedlab.course.grading import codec, report
@@ -111,6 +112,9 @@ def grade_command(
     book, interrupted = grade_folder(Path(submissions), Path(solutions), chapter, jobs, hidden, seed, save)
     table = report.write_somewhere(book, table)
     print(f"{len(book.learners)} learners, {len(book.questions)} questions: {table}, {table.with_suffix('.json')}")
+    if troubled := [learner for learner in book.learners if learner.problems]:
+        number = "A learner" if len(troubled) == 1 else f"{len(troubled)} learners"
+        print(f"{number} handed in a file that does not count: see `problems` in {table.with_suffix('.json')}.")
     return 130 if interrupted else 0
 
 
@@ -163,7 +167,7 @@ def known_chapters(learners: Sequence[Learner], solutions: Path) -> list[str]:
         print(f"There is no master of {name} in {solutions}: it is not graded.", file=sys.stderr)
         for learner in learners:
             if name in learner.notebooks:
-                learner.problems.append(f"{learner.notebooks[name].file} is of {name}, which is not graded.")
+                learner.problems.append(f"{learner.notebooks.pop(name).file} is of {name}, which is not graded.")
     return known or found
 
 
@@ -259,18 +263,18 @@ def grade_answer(server: Server, learner: Learner, sheet: Sheet) -> Grade:
     question = sheet.question
     notebook = learner.notebooks.get(question.chapter)
     if notebook is None:
-        return Grade(question, reason=learner.problems[0] if learner.problems else f"No {question.chapter} handed in.")
+        return Grade(question, reason=learner.why_without(question.chapter))
     name = cell_id(question, "answer")
-    if name in notebook.problems:
-        return Grade(question, reason=notebook.problems[name])
-    if name not in notebook.answers:
+    if name in notebook.answers.problems:
+        return Grade(question, reason=notebook.answers.problems[name])
+    if name not in notebook.answers.sources:
         return Grade(question, reason=f"There is no cell {name}: write the answer into the cell that was there for it.")
-    source = notebook.answers[name]
-    if source.strip() in ("", sheet.stub.strip()):
+    source = notebook.answers.sources[name]
+    if unmarked(source).strip() in ("", sheet.stub.strip()):
         return Grade(question, reason=f"{NOT_ANSWERED}.")
     outcome = server.try_answer(question, [*sheet.before, ("answer", source)], sheet.arguments)
     grade = compared(sheet, outcome)
-    if grade.points < question.points and (said := left_outside(grade, question.answer, notebook)):
+    if grade.points < question.points and (said := left_outside(grade, notebook)):
         grade.reason = f"{grade.reason.removesuffix('.')}. {said}" if grade.reason else said
     return grade
 
@@ -278,13 +282,13 @@ def grade_answer(server: Server, learner: Learner, sheet: Sheet) -> Grade:
 NOT_DEFINED = re.compile(r"NameError: name '(\w+)' is not defined")
 
 
-def left_outside(grade: Grade, answer: str, notebook: Notebook) -> str:
+def left_outside(grade: Grade, notebook: Notebook) -> str:
     """A sentence if what an answer lacks is defined in another cell: it was split, or a helper stands elsewhere."""
     results = [*grade.results, *grade.fresh]
     missing = [match[1] for result in results if (match := NOT_DEFINED.match(result.got))]
-    missing += [answer for result in results if result.note == NOT_ANSWERED]
+    missing += [grade.question.answer for result in results if result.note == NOT_ANSWERED]
     for name in missing:
-        if name in notebook.elsewhere:
+        if notebook.answers.is_elsewhere(name, cell_id(grade.question, "answer")):
             return f"{name} is defined in another cell of the notebook: only what stands in the answer cell counts."
     return ""
 
