@@ -95,8 +95,8 @@ def test_logits_of_the_default_model_are_those_of_transformers(length: int, defa
     tokens = torch.tensor(AutoTokenizer.from_pretrained(default_model_path)(text).input_ids[:length])
     with torch.no_grad():
         exact = load_oracle(default_model_path, dtype=torch.float64).forward(tokens[None]).logits[0]
-    # Logits reach 35 here. Of what is exact, transformers' own float32 ones are up to 0.6e-4 off, ours 0.9e-4, with the
-    # CPU's instructions (SSE, AVX2, AVX-512) and the length; another CPU may round otherwise, hence three times as much.
+    # Logits reach 35 here. Of what is exact, transformers' own float32 ones are up to 0.6e-4 off, ours 0.9e-4, by the
+    # CPU's instructions and the length; one with others may round otherwise, hence three times as much.
     for logits in (sequence_logits(load(default_model_path), tokens), oracle_logits(default_model_path, tokens)):
         torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=3e-4)
 
