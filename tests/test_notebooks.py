@@ -325,6 +325,14 @@ def test_time_runs_out(tmp_path: Path) -> None:
         execute(path, timeout=1)
 
 
+def test_output_that_comes_long_after_its_cell_has_ended_is_kept(tmp_path: Path) -> None:
+    """As on a machine that is busy with something else: the thread that sends output stands still for a while."""
+    stalls = "import time\nget_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))\nprint('late')"
+    path = write_notebook(tmp_path / "a.ipynb", stalls, "print('later')")
+    execute(path)
+    assert [cell.outputs[0].text for cell in read(path).cells] == ["late\n", "later\n"]
+
+
 def test_the_command_line_reaches_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_notebook(tmp_path / "a.ipynb", "x = 1")
     assert cli.main(["notebooks", "check", str(path)]) == 1

@@ -113,6 +113,8 @@ def execute(path: Path, timeout: float = TIMEOUT) -> None:
         timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
         kernel_name="python3",
         record_timing=False,
+        startup_timeout=TIMEOUT,
+        iopub_timeout=TIMEOUT,  # where the machine is busy, output may come more than 4 s after its cell's end
         extra_arguments=["--log-level=ERROR"],  # of the kernel's own notices on this terminal, not of the cells
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )
