@@ -295,6 +295,7 @@ def asleep(grader: psutil.Process) -> dict[int, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2000)
 def test_the_grader_gives_the_points_that_check_gives() -> None:
     """A sample of every bank: the solution, another right answer, and a wrong one of each question."""
     differences = []

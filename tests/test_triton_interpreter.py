@@ -18,6 +18,8 @@ from packaging.version import Version
 
 triton = pytest.importorskip("triton")
 
+pytestmark = pytest.mark.timeout(2000)  # whole files of tests and benchmarks, and machines are slow in different ways
+
 TESTS = Path(__file__).parent
 OURS = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}  # not this run's worker
 ENVIRONMENT = {**OURS, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

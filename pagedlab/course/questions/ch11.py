@@ -233,6 +233,6 @@ QUESTIONS: tuple[Question, ...] = (
         ),
         explain=run_explained,
         drive=run_parts,
-        seconds=60.0,
+        seconds=120.0,
     ),
 )
