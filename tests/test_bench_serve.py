@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from server_tools import make_tiny_chat_model, running
+from server_tools import make_tiny_chat_model, running, wait_until
 from transformers import AutoTokenizer
 
 from pagedlab.bench import cli, servers, soak
@@ -63,18 +63,20 @@ def canned(answer: bytes) -> Iterator[tuple[str, int]]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.recv(65536)
+                asked = b""
+                while not asked.endswith(b"\r\n\r\n{}"):  # what is left unread would reset the connection
+                    asked += connection.recv(65536)
                 connection.sendall(answer)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield ("127.0.0.1", listener.getsockname()[1])
-        thread.join(10)
+        thread.join(60)
 
 
 def ask(answer: bytes) -> Answer:
     with canned(answer) as address:
-        return asyncio.run(stream_completion(address, "/v1/completions", {}, timeout=10))
+        return asyncio.run(stream_completion(address, "/v1/completions", {}, timeout=60))
 
 
 def test_a_stream_in_odd_pieces_is_read_whole() -> None:
@@ -195,8 +197,9 @@ def test_errors_are_said_and_end_the_command_with_1(model: Path, capsys: pytest.
 def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ServerStartError, match=r"pagedlab serve ended with status 1: .*nothing"):
         servers.pagedlab_server(tmp_path / "nothing").__enter__()
-    with pytest.raises(ServerStartError, match="was not ready after"):
-        servers.ServerProcess("sleep", ["sleep", "60"], servers.free_port(), 0.3).__enter__()
+    with socket.socket() as taken, pytest.raises(ServerStartError, match="was not ready after"):
+        taken.bind(("127.0.0.1", 0))  # nobody listens there, nor will another process meanwhile
+        servers.ServerProcess("sleep", ["sleep", "600"], taken.getsockname()[1], 0.3).__enter__()
     monkeypatch.setattr(servers.sys, "executable", "/nowhere/python")
     monkeypatch.setattr(servers.shutil, "which", lambda name: None)
     with pytest.raises(ServerStartError, match="no `transformers` program"):
@@ -240,12 +243,19 @@ def test_memory_that_grows_is_seen(mib_per_minute: float, flat: bool) -> None:
 
 
 def soak_of(url: str) -> soak.Soak:
-    arguments = argparse.Namespace(request_timeout=30, minutes=0.05, clients=2, seed=0)
+    arguments = argparse.Namespace(request_timeout=300, minutes=0.05, clients=2, seed=0)
     return soak.Soak(loopback_url(url), psutil.Process().pid, arguments)
 
 
 def test_a_leaked_block_is_seen(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak.Soak._idle, "__defaults__", (0.5,))
+    idle = soak.Soak._idle
+
+    async def idle_at_once(one: soak.Soak, before: dict[str, float]) -> dict[str, float]:
+        """It would wait for a minute until the three blocks are free as well."""
+        await asyncio.to_thread(wait_until, lambda: server.is_idle, "all but the blocks is as without load")
+        return await idle(one, before, timeout=0)
+
+    monkeypatch.setattr(soak.Soak, "_idle", idle_at_once)
     with running(model, num_blocks=64) as server:
         pool = server.engine.block_manager.pool
         leaked = [pool.allocate() for _ in range(3)]
@@ -254,6 +264,21 @@ def test_a_leaked_block_is_seen(model: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert any("3 KV blocks are in use" in problem for problem in result["problems"])
         for block in leaked:
             pool.release(block)
+
+
+def test_books_are_read_when_a_request_that_was_in_no_queue_yet_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client left before the engine's thread had looked at it: nothing runs, nothing waits, and one is missing."""
+    idle = dict.fromkeys(("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"), 0.0)
+    told = [{**idle, "request_success{length}": 2.0, "request_success{abort}": count} for count in (1.0, 1.0, 2.0)]
+
+    async def scrape(address: tuple[str, int]) -> dict[str, float]:
+        return told.pop(0)
+
+    monkeypatch.setattr(soak, "scrape", scrape)
+    one = soak_of("http://127.0.0.1:1")
+    one.tally = soak.Tally(finished=2, aborted_at_most=2)
+    after = asyncio.run(one._idle({}))
+    assert told == [] and soak.judge_books({}, after, one.tally) == []
 
 
 @pytest.mark.parametrize(

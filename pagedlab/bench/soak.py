@@ -35,6 +35,9 @@ takes memory in large pieces, and caches fill) plus SLOPE_MIB_PER_MINUTE for eac
 WARM_UP = 0.25
 """Share of the run whose samples do not count: the pool and the caches are touched for the first time."""
 
+LEAST_SAMPLES = 8
+"""Of memory, for a verdict; a short run on a busy machine goes on until it has them."""
+
 MIB = 1 << 20
 
 
@@ -133,7 +136,7 @@ class Soak:
         sampler = asyncio.create_task(self._sample(start))
         await asyncio.gather(*(self._client(start + self.seconds) for _ in range(self.num_clients)))
         sampler.cancel()
-        after = await self._idle()
+        after = await self._idle(before)
         memory = judge_memory(self.samples)
         leaked = await self._leaked_blocks(after)
         problems = [*self.tally.problems, *judge_books(before, after, self.tally)]
@@ -163,7 +166,7 @@ class Soak:
     async def _client(self, deadline: float) -> None:
         names = list(self.kinds)
         weights = [self.kinds[name][0] for name in names]
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or len(self.samples) < LEAST_SAMPLES:
             kind = self.draw.choices(names, weights)[0]
             self.tally.sent[kind] += 1
             try:
@@ -260,15 +263,19 @@ class Soak:
 
     # ---- at the end ---------------------------------------------------------------------------------------------
 
-    async def _idle(self, timeout: float = 60) -> dict[str, float]:
-        """The metrics once nothing runs or waits, or after `timeout` seconds whatever they are."""
+    async def _idle(self, before: dict[str, float], timeout: float = 60) -> dict[str, float]:
+        """The metrics once nothing runs or waits, or after `timeout` seconds whatever they are.
+
+        A request whose client has just left may be in no queue yet: each must also have ended.
+        """
         deadline = time.monotonic() + timeout
         while True:
             metrics = await scrape(self.address)
             if metrics is None:
                 raise HttpError("The server has no /metrics.")
             busy = metrics["num_requests_running"] or metrics["num_requests_waiting"] or metrics["kv_cache_usage_perc"]
-            if not busy or time.monotonic() > deadline:
+            accepted = 0 if self.tally.num_problems else self.tally.finished + self.tally.aborted_at_most
+            if (not busy and sum(num_ended(before, metrics).values()) >= accepted) or time.monotonic() > deadline:
                 return metrics
             await asyncio.sleep(0.2)
 
@@ -286,7 +293,7 @@ def judge_memory(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
     Args:
         samples: (seconds from the start, resident bytes).
     """
-    if len(samples) < 8:
+    if len(samples) < LEAST_SAMPLES:
         raise PagedlabError(f"{len(samples)} samples of memory say nothing: let it run for longer.")
     end = samples[-1][0]
     kept = [(at / 60, rss / MIB) for at, rss in samples if at >= WARM_UP * end]
@@ -307,12 +314,17 @@ def judge_memory(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
     }
 
 
-def judge_books(before: dict[str, float], after: dict[str, float], tally: Tally) -> list[str]:
-    """Where the server's counts of ended requests disagree with the clients'."""
-    ended = {
+def num_ended(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Requests that have ended since, by reason."""
+    return {
         reason: after.get(f"request_success{{{reason}}}", 0) - before.get(f"request_success{{{reason}}}", 0)
         for reason in ("stop", "length", "abort", "error")
     }
+
+
+def judge_books(before: dict[str, float], after: dict[str, float], tally: Tally) -> list[str]:
+    """Where the server's counts of ended requests disagree with the clients'."""
+    ended = num_ended(before, after)
     wrong = []
     if tally.num_problems == 0 and ended["length"] + ended["stop"] < tally.finished:
         wrong.append(f"the server has finished {ended['length'] + ended['stop']:g} requests, clients {tally.finished}")
