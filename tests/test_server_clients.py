@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,8 +139,9 @@ def test_openai_retries_until_the_rate_limit_lets_it_in(default_model_path: Path
         for _ in range(3):
             assert client.completions.create(model=server.serving.names[0], prompt="a", max_tokens=1).choices
         impatient = client.with_options(max_retries=0)
+        deadline = time.monotonic() + 120  # a busy machine may not get to two requests in each second
         with pytest.raises(openai.RateLimitError) as refused:
-            for _ in range(5):
+            while time.monotonic() < deadline:
                 impatient.completions.create(model=server.serving.names[0], prompt="a", max_tokens=1)
         assert refused.value.response.headers["retry-after"] == "1"
 
@@ -163,7 +165,7 @@ def test_openai_sees_503_as_a_server_error_and_tries_again(default_model_path: P
 def test_curl_posts_and_streams(server: RunningServer, answer: str) -> None:
     def curl(*arguments: str) -> str:
         command = ["curl", "-sS", "-N", "-H", f"Authorization: Bearer {KEY}", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
     as_json = ["-H", "Content-Type: application/json", "-d"]
     body = {"messages": QUESTION, "max_tokens": 12, "temperature": 0}

@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def check(case: Any) -> None:
-    response = case.call(timeout=30)
+    response = case.call(timeout=120)
     case.validate_response(response, checks=[not_a_server_error, status_code_conformance, content_type_conformance])
     assert response.headers.get("x-request-id")
     if response.status_code >= 400:
