@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_models import (
     CONFIG_CLASSES,
@@ -23,11 +25,13 @@ from tiny_models import (
     sequence_logits,
 )
 from transformers import AutoModelForCausalLM
+from transformers.generation import LogitsProcessor
 
 from pagedlab.errors import ModelError
 from pagedlab.model_authoring.models.config import ModelConfig
 from pagedlab.model_authoring.models.loader import expected_tensors
 from pagedlab.model_authoring.models.registry import ARCHITECTURES
+from pagedlab.model_authoring.models.rope import rope_frequencies
 from pagedlab.model_authoring.models.transformer import CausalLM
 
 
@@ -100,6 +104,73 @@ def test_end_of_text_is_the_union_of_both_files(tmp_path: Path) -> None:
     assert ModelConfig.from_directory(path).eos_token_ids == ()
 
 
+class Forced(LogitsProcessor):
+    """Makes any model write these tokens."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = iter(tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, next(self.tokens)] = 0
+        return forced
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("in_config", "in_generation"), [("absent", None), ("absent", {}), (None, None), ("absent", {"eos_token_id": 7})]
+)
+def test_a_text_ends_where_transformers_ends_it(
+    tmp_path: Path, architecture: str, in_config: Any, in_generation: Any
+) -> None:
+    """LlamaConfig's default of 2 ends nothing: transformers' generate() goes by what the files say."""
+    path = make_tiny_model(tmp_path, architecture)
+    edit_config(path, eos_token_id=in_config)
+    fields = json.loads((path / "config.json").read_text())
+    if in_config == "absent":
+        del fields["eos_token_id"]
+        (path / "config.json").write_text(json.dumps(fields))
+    (path / "generation_config.json").unlink(missing_ok=True)
+    if in_generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(in_generation))
+    peer = AutoModelForCausalLM.from_pretrained(path)
+    prompt = torch.tensor([[9, 9]])
+    ends = set()
+    for token in (2, 5, 7):
+        forced: Any = [Forced([3, token, 3, 3])]
+        options = {"max_new_tokens": 4, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
+        if peer.generate(prompt, logits_processor=forced, **options).shape[1] == 4:
+            ends.add(token)
+    assert set(ModelConfig.from_directory(path).eos_token_ids) == ends
+
+
+@given(
+    st.sampled_from(["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"]),
+    st.integers(31, 70),
+)
+def test_a_size_that_is_no_models_is_a_sentence(name: str, bits: int) -> None:
+    with pytest.raises(ModelError, match=f"{name} as an integer of at most|parameters, which no machine can hold"):
+        ModelConfig.from_dict({**MINIMAL, name: 1 << bits})
+
+
+@given(
+    st.sampled_from(["default", "linear", "llama3", "yarn"]),
+    st.dictionaries(
+        st.sampled_from(["rope_theta", "factor", "beta_fast", "beta_slow", "attention_factor", "mscale_all_dim"]),
+        st.sampled_from([1.0, 1, 2.0, 1 + 1e-16, 1e-320, 1e-30, 1e30, 1e308, 10**400]),
+    ),
+)
+def test_rotary_numbers_give_finite_frequencies_or_a_sentence(rope_type: str, numbers: dict[str, float]) -> None:
+    parameters = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "mscale": 1.0, **numbers}
+    try:
+        config = ModelConfig.from_dict({**MINIMAL, "rope_parameters": {"rope_type": rope_type, **parameters}})
+    except ModelError as error:
+        assert "rope_type" in str(error) and "\n" not in str(error)
+    else:
+        frequencies, factor = rope_frequencies(config.head_dim, config.rope_parameters)
+        assert frequencies.isfinite().all() and math.isfinite(factor)
+
+
 def test_kv_bytes_of_a_13b_model_are_the_published_800_kilobytes() -> None:
     # Kwon et al., arXiv 2309.06180, section 3: 2 (key and value) x 5120 x 40 layers x 2 bytes.
     config = ModelConfig.from_dict(
@@ -117,6 +188,13 @@ REFUSED_CONFIGS = [
     ({"architectures": [5]}, r"architectures as a list of names, got \[5\]"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps as a number of at least 0, got 'small'"),
     ({"rms_norm_eps": math.nan}, "rms_norm_eps as a number of at least 0, got nan"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps as a number of at least 0, got 1000"),
+    ({"vocab_size": 2**62}, "vocab_size as an integer of at most 2147483647: download it again"),
+    ({"vocab_size": 2**31 - 1, "hidden_size": 2**24}, "a model of [0-9]+ parameters, which no machine can hold"),
+    (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
+        "no frequencies for rope_type 'yarn': correct .*'rope_theta': 1.0",
+    ),
     ({"eos_token_id": "</s>"}, "config.json must give eos_token_id as a token id or a list of them, got '</s>'"),
     ({"eos_token_id": [2, 0.5]}, r"eos_token_id as a token id or a list of them, got \[2, 0.5\]"),
     ({"quantization_config": {"bits": 4}}, "quantized"),

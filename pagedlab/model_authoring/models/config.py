@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,10 @@ from pagedlab.model_authoring.models.registry import Architecture, Window, find_
 from pagedlab.model_authoring.models.rope import checked_rope_parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MOST = (1 << 31) - 1
+"""Of any size: token ids and row numbers are kept in 32 bits."""
+MOST_PARAMETERS = 1 << 48
+"""A petabyte in float32. Sizes beyond it come from damaged files."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class ModelConfig:
         qk_norm: RMSNorm over each head of q and k.
         tie_word_embeddings: the output head is the embedding matrix.
         sliding_windows: for each layer its window in tokens, None for full attention.
-        eos_token_ids: every id that ends a text.
+        eos_token_ids: every id that ends a text; none if neither file names one. (LlamaConfig and MistralConfig have a
+            default of 2, which transformers' generate does not use either.)
         dtype: of the checkpoint; float32 if config.json does not say.
     """
 
@@ -82,24 +86,24 @@ class ModelConfig:
             raise ModelError("The checkpoint is quantized (quantization_config): choose one in float32 or 16 bits.")
         # A default stands in for a field that is left out, not for one that is null: sliding_window null is no window.
         read = {key: value for key, value in {**architecture.defaults, **fields}.items() if value is not None}
-        heads = _positive(read, "num_attention_heads")
-        kv_heads = _positive(read, "num_key_value_heads", heads)
+        heads = _positive(read, "num_attention_heads", most=MOST)
+        kv_heads = _positive(read, "num_key_value_heads", heads, most=MOST)
         if heads % kv_heads:
             raise ModelError(f"config.json: {heads} attention heads cannot share {kv_heads} K/V heads evenly.")
-        hidden_size = _positive(read, "hidden_size")
-        head_dim = _positive(read, "head_dim", hidden_size // heads)
-        num_layers = _positive(read, "num_hidden_layers")
+        hidden_size = _positive(read, "hidden_size", most=MOST)
+        head_dim = _positive(read, "head_dim", hidden_size // heads, most=1 << 16)
+        num_layers = _positive(read, "num_hidden_layers", most=1 << 16)
         hidden_act = str(read.get("hidden_act", "silu"))
         if hidden_act not in ACTIVATIONS:
             raise ModelError(
                 f"hidden_act {hidden_act!r} is unknown: choose a model with one of {', '.join(ACTIVATIONS)}."
             )
         max_positions = _positive(read, "max_position_embeddings")
-        return cls(
+        config = cls(
             architecture=name,
-            vocab_size=_positive(read, "vocab_size"),
+            vocab_size=_positive(read, "vocab_size", most=MOST),
             hidden_size=hidden_size,
-            intermediate_size=_positive(read, "intermediate_size"),
+            intermediate_size=_positive(read, "intermediate_size", most=MOST),
             num_hidden_layers=num_layers,
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
@@ -119,6 +123,12 @@ class ModelConfig:
             ),
             dtype=_dtype(read.get("dtype", read.get("torch_dtype", "float32"))),
         )
+        if config.num_parameters > MOST_PARAMETERS:
+            raise ModelError(
+                f"config.json describes a model of {config.num_parameters} parameters, which no machine can hold: "
+                "download it again."
+            )
+        return config
 
     @property
     def attention_scale(self) -> float:
@@ -160,16 +170,18 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _positive(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
+def _positive(fields: Mapping[str, Any], name: str, default: int | None = None, most: int | None = None) -> int:
     value = fields.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelError(f"config.json must give {name} as an integer of at least 1, got {value!r}.")
+    if most is not None and value > most:
+        raise ModelError(f"config.json must give {name} as an integer of at most {most}: download it again.")
     return value
 
 
 def _epsilon(fields: Mapping[str, Any]) -> float:
     value = fields.get("rms_norm_eps", 1e-6)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e38:
         raise ModelError(f"config.json must give rms_norm_eps as a number of at least 0, got {value!r}.")
     return float(value)
 

@@ -127,6 +127,17 @@ def checked_rope_parameters(fields: Mapping[str, Any], head_dim: int, max_positi
             raise ModelError(f"config.json must give {name} above 0 for rope_type {rope_type!r}, got {value!r}.")
     if rope_type == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
         raise ModelError("config.json must give a high_freq_factor above low_freq_factor for rope_type 'llama3'.")
+    try:
+        frequencies, factor = rope_frequencies(head_dim, parameters)
+        is_usable = bool(frequencies.isfinite().all()) and math.isfinite(factor)
+    except (ArithmeticError, ValueError, RuntimeError):  # YaRN divides by the logarithm of rope_theta, which is 0 for 1
+        is_usable = False
+    if not is_usable:
+        numbers = {name: value for name, value in parameters.items() if name != "rope_type"}
+        raise ModelError(
+            f"config.json's rotary parameters give no frequencies for rope_type {rope_type!r}: "
+            f"correct {str(numbers)[:300]}."
+        )
     return parameters
 
 
