@@ -14,6 +14,7 @@ from pagedlab.interfaces.async_engine import AsyncLLMEngine
 from pagedlab.interfaces.engine import LLMEngine
 from pagedlab.interfaces.openai_server import chat, completions, dashboard, embeddings, status, tokenization
 from pagedlab.interfaces.openai_server.api_layer import ApiLayer
+from pagedlab.interfaces.openai_server.browsers import BrowserPages
 from pagedlab.interfaces.openai_server.errors import ErrorResponse, install_error_handlers
 from pagedlab.interfaces.openai_server.metrics import ServerMetrics
 from pagedlab.interfaces.openai_server.observer import Observer
@@ -69,6 +70,8 @@ def build_app(engine: LLMEngine, tokenizer: Any, settings: ServerSettings, defau
         app.include_router(router, responses=errors)
     install_error_handlers(app)
     app.add_middleware(ApiLayer, settings=settings)
+    if settings.allowed_origins:
+        app.add_middleware(BrowserPages, allowed_origins=settings.allowed_origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -22,6 +22,12 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         help="keys that open the server, one a tenant; or "
         "PAGEDLAB_API_KEY, which other users of the machine cannot see",
     )
+    group.add_argument(
+        "--allowed-origins",
+        nargs="+",
+        metavar="ORIGIN",
+        help='pages that may call the server from a browser: http://localhost:3000, or "*" for all (default none)',
+    )
     group.add_argument("--rate-limit", metavar="RATE", help='for each key: "60/minute;5/second"')
     group.add_argument("--max-pending-requests", type=int, metavar="N", help="unfinished requests; more get 503")
     group.add_argument("--max-pending-tokens", type=int, metavar="N", help="their prompt tokens, likewise")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from pagedlab.errors import ConfigError
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:.]+\](:[0-9]+)?")
+"""What a browser sends. "null" is not among them: every page can make itself a frame of that origin."""
 
 
 @dataclass
@@ -19,6 +22,8 @@ class ServerSettings:
         port: 0 takes a free one.
         served_model_name: names that clients may call the model by; the first is the one that answers carry.
         api_key: keys that open the server; none lets everybody in. Each key is a tenant of its own.
+        allowed_origins: pages that may use the server from a browser, as browsers write their origin
+            ("http://localhost:3000"), or "*" for every page that anybody opens here; none lets no page in.
         rate_limit: requests a key (without keys: an address) may make, as `limits` writes it: "60/minute;5/second".
             Addresses are those of the connections: behind a proxy, clients are told apart by keys alone.
         max_pending_requests: unfinished requests; one more is refused with 503.
@@ -41,6 +46,7 @@ class ServerSettings:
     port: int = 8000
     served_model_name: list[str] = field(default_factory=list)
     api_key: list[str] = field(default_factory=list)
+    allowed_origins: list[str] = field(default_factory=list)
     rate_limit: str | None = None
     max_pending_requests: int = 1024
     max_pending_tokens: int = 1 << 20
@@ -78,6 +84,11 @@ class ServerSettings:
                 "api_key must be printable ASCII without a space at either end, and not empty: an Authorization header "
                 "can carry nothing else."
             )
+        for origin in self.allowed_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f'allowed_origins must be like "http://localhost:3000", without a path, or "*", got {origin!r}.'
+                )
         self._check_rate_limit()
 
     def _check_rate_limit(self) -> None:
