@@ -25,6 +25,14 @@ settings.load_profile("same_for_all")
 
 
 @pytest.fixture(autouse=True)
+def numbers_of_its_own() -> None:
+    """What a test draws without a seed does not depend on which tests ran before it in this process."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """`pagedlab serve`, called in this process, sends logs to a stderr that pytest closes after the test."""
     loggers = [logging.getLogger(name) for name in ("pagedlab", "uvicorn")]

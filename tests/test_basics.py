@@ -217,7 +217,7 @@ def test_scores_have_one_row_a_query_and_one_column_a_key():
     query, key = torch.randn(2, 6, 8), torch.randn(7, 3, 8)
     scores = attention_scores(query, key)
     assert scores.shape == (6, 2, 7)
-    assert scores[5, 1, 4].item() == pytest.approx((query[1, 5] @ key[4, 2]).item() / math.sqrt(8), rel=1e-5)
+    assert scores[5, 1, 4].item() == pytest.approx((query[1, 5] @ key[4, 2]).item() / math.sqrt(8), rel=1e-5, abs=1e-6)
 
 
 # --- generation ---
