@@ -106,7 +106,7 @@ def test_a_slow_reader_delays_nobody_and_gets_every_token(server: RunningServer)
         connection.sendall(post_bytes(**options, stream=True, stream_options={"include_usage": True}))
         for _ in range(5):
             assert client.post("/v1/completions", json={"prompt": "b", "max_tokens": 3}).status_code == 200
-        wait_until(lambda: server.is_idle, "the engine does not wait for the reader")
+        wait_until(lambda: server.is_idle, "the engine does not wait for the reader", 300)
         text = read_all_of_stream(connection)
         whole = client.post("/v1/completions", json=options).json()
         pieces = [json.loads(line[6:]) for line in text.split(b"\n") if line.startswith(b"data: {")]
