@@ -317,3 +317,96 @@ def test_objects_that_claim_equality_are_no_results() -> None:
         results = exercises.run_cases(questions.find("ch00.q1"), lambda n, fake=fake: fake)
         assert not any(result.passed for result in results)
         assert all(f"returned an object of type {name}" in result.note for result in results)
+
+
+# ---- what a confused reader sees -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The plain texts that check and hint display."""
+    texts: list[str] = []
+    monkeypatch.setattr(exercises, "emit", lambda plain, markup: texts.append(plain))
+    monkeypatch.setattr(exercises, "hints_given", {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAGEDLAB_HOME", str(tmp_path))
+    return texts
+
+
+def exits(n: int) -> int:
+    raise SystemExit(n)
+
+
+def raises(n: int) -> int:
+    raise ValueError("A" * 9_000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda n: str(-(-n // 16)), "got 1, expected 1. '1' is a text, but a number is asked for."),
+        (lambda n: True, "'True' is True or False, but a number is asked for."),
+        (lambda n: [], "got an empty list, expected 1. '[]' is a list, but a number"),
+        (lambda n: "", "got an empty text"),
+        (lambda n: None, "Your function returns nothing"),
+        (None, "`blocks_needed` is None: nothing was assigned to it yet."),
+        ({}, "got an empty dictionary"),
+        (exits, "got SystemExit: 1"),
+        (lambda: 1, "takes 0 positional arguments but 1 was given"),
+    ],
+)
+def test_a_result_of_another_kind_is_told_so(shown: list[str], answer: Any, words: str) -> None:
+    exercises.check("ch00.q1", answer)
+    assert words in shown[0]
+
+
+def test_kinds_are_told_apart_inside_lists_and_dictionaries() -> None:
+    assert exercises.other_kind([1, "2"], [1, 2]) == "'2' is a text, but a number is asked for."
+    assert exercises.other_kind({"a": [1]}, {"a": [True]}) == "'1' is a number, but True or False is asked for."
+    assert exercises.other_kind([1, 2], [1]) == "That is a list of 2, but one of 1 is asked for."
+    assert exercises.other_kind([2.5, [3]], [1, [7]]) == "" == exercises.other_kind({}, {"a": 1})
+
+
+def test_long_messages_and_much_output_leave_the_cases_in_sight(
+    shown: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(n: int) -> int:
+        for _ in range(1_000):
+            print("x" * 99)
+        return -(-n // 16)
+
+    exercises.check("ch00.q1", raises)
+    assert len(shown[0]) < 6 * 600 and "AAA …" in shown[0]
+    exercises.check("ch00.q1", noisy)
+    printed = capsys.readouterr().out
+    assert len(printed) < 5_200 and printed.startswith("x" * 99) and "595,000 characters more" in printed
+    assert "right in every case" in shown[1]
+
+
+def test_an_answer_that_was_not_run_is_told_where_it_goes(shown: list[str]) -> None:
+    exercises.check("ch03.q2")
+    assert "define bytes_per_token in the cell marked “Answer: ch03.q2”, and run that cell" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("identifier", "words"),
+    [
+        ("ch3.q2", 'did you mean "ch03.q2"?'),
+        ("CH03.Q2", 'did you mean "ch03.q2"?'),
+        ("ch03.q9", "there are ch03.q1, ch03.q2"),
+        (len, "Name the question first"),
+        (3, "Name the question first"),
+    ],
+)
+def test_a_misspelt_question_is_told_which_there_are(identifier: Any, words: str) -> None:
+    for ask in (exercises.check, exercises.hint):
+        with pytest.raises(CourseError, match="uestion") as caught:
+            ask(identifier)
+        assert words in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_after_the_last_hint_it_is_shown_again(shown: list[str]) -> None:
+    for _ in range(5):
+        exercises.hint("ch03.q2")
+    assert [text.split(":")[0] for text in shown] == ["Hint 1 of 3", "Hint 2 of 3", *["Hint 3 of 3"] * 3]
+    assert shown[2] == shown[4] and shown[4].endswith("That is the last one.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +27,15 @@ MAX_IN_TABLE = 300
 
 MAX_TIMES, MAX_MORE = 10, 10_000
 """How many values more than the right result a wrong one may have, and still be shown and explained."""
+
+MAX_RAISED = 400
+"""Characters of an exception's message: it stands in every case that raises it."""
+
+MAX_PRINTED = 5_000
+"""Characters that an answer may print while it is checked; the rest is counted."""
+
+KINDS = {bool: "True or False", str: "a text", list: "a list", dict: "a dictionary", type(None): "None"}
+"""In words, what a result can be besides a number."""
 
 MISSING = object()
 """Stands for an answer that was not passed."""
@@ -56,7 +68,8 @@ def check(identifier: str, answer: Any = MISSING) -> None:
     question = questions.find(identifier)
     if answer is MISSING:
         answer = sys._getframe(1).f_globals.get(question.answer, ...)
-    results = run_cases(question, answer)
+    with bounded_output():
+        results = run_cases(question, answer)
     points = earned(question, results)
     best = progress.record(question, points)
     bar = progress.bar(questions.of_chapter(identifier), best)
@@ -74,19 +87,49 @@ def run_cases(question: Question, answer: Any) -> list[Result]:
 def run_case(question: Question, case: Case, answer: Any) -> Result:
     if answer is ...:
         return Result(case, False, "nothing", NOT_ANSWERED)
+    if answer is None:
+        return Result(case, False, "None", f"`{question.answer}` is None: nothing was assigned to it yet.")
     # Copies, as a grader sends and receives them: an answer cannot change a case, and only plain values are compared.
     arguments = codec.through(case.arguments)
     try:
         got = codec.through(question.drive(answer, *arguments))
     except codec.CodecError as error:
         return Result(case, False, "something else", f"The answer {error}")
-    except Exception as error:  # the reader's code may raise anything
+    except (Exception, SystemExit) as error:  # the reader's code may raise anything; Ctrl-C stops all the same
         result = judge_error(question, case, type(error).__name__, str(error))
         return result if result.note == NOT_ANSWERED else replace(result, got=f"{result.got}{place(error)}")
     return judge(question, case, got)
 
 
-def place(error: Exception) -> str:
+@contextlib.contextmanager
+def bounded_output() -> Iterator[None]:
+    """What an answer prints helps to mend it, but not a million lines of it."""
+    bounded = Bounded()
+    with contextlib.redirect_stdout(bounded):
+        yield
+    if bounded.dropped:
+        print(f"\n… and {bounded.dropped:,} characters more that your answer printed.")
+
+
+class Bounded(io.TextIOBase):
+    """A standard output that passes on what comes first and counts the rest."""
+
+    def __init__(self) -> None:
+        self.out, self.left, self.dropped = sys.stdout, MAX_PRINTED, 0
+
+    def write(self, text: str) -> int:
+        kept = text[: self.left]
+        self.left -= len(kept)
+        self.dropped += len(text) - len(kept)
+        if kept:
+            self.out.write(kept)
+        return len(text)
+
+    def flush(self) -> None:
+        self.out.flush()
+
+
+def place(error: BaseException) -> str:
     """Where in the notebook it was raised: the last line that is not a library's."""
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -101,7 +144,7 @@ def judge(question: Question, case: Case, got: Any) -> Result:
         got = plain_value(got)
         if (number := size(got)) > MAX_TIMES * size(plain_value(case.expected)) + MAX_MORE:
             return Result(case, False, f"{number:,} values", "Those are far more values than were asked for.")
-        shown = shortened(format_value(got))
+        shown = shortened(shown_value(got))
         right = matches(got, plain_value(case.expected), question.tolerance, question.absolute)
     except (TypeError, ValueError, OverflowError):  # a set of texts and numbers, a number beyond all bounds
         return Result(case, False, "something else", "That cannot be compared with a right result.")
@@ -109,7 +152,28 @@ def judge(question: Question, case: Case, got: Any) -> Result:
         return Result(case, True, shown)
     if got is None:
         return Result(case, False, "None", "Your function returns nothing: end it with `return`.")
-    return Result(case, False, shown, explained(question, case, got))
+    return Result(case, False, shown, explained(question, case, got) or other_kind(got, plain_value(case.expected)))
+
+
+def shown_value(value: Any) -> str:
+    """As format_value, where nothing at all would say nothing."""
+    return format_value(value) or f"an empty {kind_of(plain_value(value)).split()[-1]}"
+
+
+def kind_of(value: Any) -> str:
+    return KINDS.get(type(value), "a number")
+
+
+def other_kind(got: Any, expected: Any) -> str:
+    """A sentence if a result is another kind of thing than the right one, which may look the same: "3" and 3."""
+    if isinstance(got, list) and isinstance(expected, list) and got and expected:
+        if len(got) != len(expected):
+            return f"That is a list of {len(got):,}, but one of {len(expected):,} is asked for."
+        return next((said for pair in zip(got, expected, strict=True) if (said := other_kind(*pair))), "")
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return next((said for key in expected if key in got and (said := other_kind(got[key], expected[key]))), "")
+    found, asked = kind_of(got), kind_of(expected)
+    return f"{str(got)[:40]!r} is {found}, but {asked} is asked for." if found != asked else ""
 
 
 def size(value: Any) -> int:
@@ -125,7 +189,8 @@ def judge_error(question: Question, case: Case, kind: str, message: str) -> Resu
     if kind == "NotImplementedError" and message == STUB:
         return Result(case, False, "nothing", NOT_ANSWERED)
     raised = f"{kind}: {message}"
-    return Result(case, False, shortened(raised), explained(question, case, raised))
+    shown = raised if len(raised) <= MAX_RAISED else f"{raised[:MAX_RAISED]} …"
+    return Result(case, False, shown, explained(question, case, raised))
 
 
 def explained(question: Question, case: Case, got: Any) -> str:
@@ -147,8 +212,10 @@ def earned(question: Question, results: list[Result]) -> int:
 
 def show_unanswered(question: Question, bar: str) -> None:
     """No case is shown: that would be half of the answer."""
-    line = f"{question.id}: {NOT_ANSWERED} (define {question.answer}), 0 of {question.points} points"
-    markup = f"<p>{badge('fail')} <b>{question.id}</b>: {NOT_ANSWERED}: define <code>{question.answer}</code></p>"
+    todo = f"define {{}} in the cell marked “Answer: {question.id}”, and run that cell"
+    line = f"{question.id}: {NOT_ANSWERED} ({todo.format(question.answer)}), 0 of {question.points} points"
+    name = f"<code>{question.answer}</code>"
+    markup = f"<p>{badge('fail')} <b>{question.id}</b>: {NOT_ANSWERED}: {todo.format(name)}</p>"
     emit(f"{line}\n{bar}", f"{markup}<p><code>{bar}</code></p>")
 
 
@@ -162,7 +229,7 @@ def show_results(question: Question, results: list[Result], points: int, bar: st
         note = "" if result.note in said else result.note
         said.add(note)
         sign = "✓" if result.passed else "✗"
-        expected = format_value(result.case.expected)
+        expected = shown_value(result.case.expected)
         line = f"  {sign} {result.case.name}: got {result.got}"
         plain.append(line if result.passed else f"{line}, expected {expected}. {note}".rstrip())
         rows.append([sign, text(result.case.name), value_markup(result.got), value_markup(expected), note_markup(note)])
