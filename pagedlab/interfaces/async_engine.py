@@ -75,6 +75,7 @@ class AsyncLLMEngine:
     ) -> None:
         self.limits = engine.limits
         self.has_tokenizer = engine.tokenizer is not None
+        self.default_sampling = engine.parts.default_sampling
         self.is_tracing = engine.tracer.enabled
         self.max_pending_requests = max_pending_requests
         self.max_pending_tokens = max_pending_tokens

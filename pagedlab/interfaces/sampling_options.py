@@ -48,9 +48,12 @@ def own_params(params: SamplingParams, num_prompt_tokens: int, limits: Limits) -
 
 
 def most_tokens(params: SamplingParams, num_prompt_tokens: int, limits: Limits) -> int:
-    """`max_tokens`; where that is None, what the model's positions and the KV pool leave to the prompt, at least 1."""
-    if params.max_tokens is not None:
-        return params.max_tokens
+    """`max_tokens`; where that is None, all that there is room for."""
+    return params.max_tokens if params.max_tokens is not None else room_behind(num_prompt_tokens, limits)
+
+
+def room_behind(num_prompt_tokens: int, limits: Limits) -> int:
+    """Tokens that the model's positions and the KV pool leave to a prompt; at least 1, for the engine to refuse."""
     # The last token generated needs no slot.
     return max(1, min(limits.max_model_len, limits.num_blocks * limits.block_size + 1) - num_prompt_tokens)
 

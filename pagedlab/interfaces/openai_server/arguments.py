@@ -48,6 +48,10 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("engine")
     group.add_argument("--tokenizer", help="directory or id, if it is not the model's")
+    group.add_argument(
+        "--generation-config",
+        help="auto: what a request leaves out, the model's generation_config.json says; vllm: OpenAI's defaults hold",
+    )
     for name in ("--dtype", "--device", "--load-format", "--scheduling-policy", "--preemption-mode"):
         group.add_argument(name)
     for name in (

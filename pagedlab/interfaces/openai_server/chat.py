@@ -32,10 +32,16 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Any:
     """Answer the conversation n times."""
     serving: Serving = request.app.state.serving
     model = serving.model(body.model)
-    prompt = await serving.read_chat(body.messages, body.add_generation_prompt)
+    prompt = await serving.read_chat(
+        body.messages,
+        body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     params = body.sampling_params(
-        asked if asked is not None else serving.room([prompt]),
+        serving.engine.default_sampling,
+        max_tokens=asked if asked is not None else serving.default_max_tokens([prompt]),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     stream = serving.submit(request, "chatcmpl", [prompt], params, body.cache_salt, body.priority)

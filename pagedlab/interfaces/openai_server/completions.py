@@ -38,10 +38,15 @@ async def create_completion(body: CompletionBody, request: Request) -> Any:
     serving: Serving = request.app.state.serving
     model = serving.model(body.model)
     prompts = await serving.read_prompts(body.prompt, body.add_special_tokens)
-    asked = body.max_tokens if body.max_tokens is not None else min(DEFAULT_MAX_TOKENS, serving.room(prompts))
+    asked = body.max_tokens
+    if asked is None:
+        asked = serving.default_max_tokens(prompts, otherwise=DEFAULT_MAX_TOKENS)
     answer = CompletionAnswer(body, model, prompts, serving)
     params = body.sampling_params(
-        max(1, asked), logprobs=body.logprobs, prompt_logprobs=body.logprobs if body.echo else None
+        serving.engine.default_sampling,
+        max_tokens=max(1, asked),
+        logprobs=body.logprobs,
+        prompt_logprobs=body.logprobs if body.echo else None,
     )
     stream = serving.submit(request, "cmpl", prompts, params, body.cache_salt, body.priority)
     answer.id = stream.request_ids[0] if len(prompts) == 1 else request.state.engine_request_id

@@ -6,6 +6,7 @@ would keep the event loop, and so every other client, waiting for half a minute.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -19,6 +20,8 @@ MAX_MESSAGES = 1024
 MAX_N = 128
 MAX_STOPS = 16
 MAX_BIASES = 1024
+MAX_BAD_WORDS = 64
+MAX_TEMPLATE_OPTIONS = 16
 MAX_TOKENS = 1 << 24
 
 
@@ -60,6 +63,13 @@ Prompts = (
 )
 
 
+TemplateOptions = Annotated[
+    dict[Name, Name | int | float | bool | None],
+    Field(max_length=MAX_TEMPLATE_OPTIONS),
+    _at_most(MAX_TEMPLATE_OPTIONS),
+]
+
+
 class Body(BaseModel):
     """Strict: "5" is no number. Unknown options are refused: an option that is silently ignored misleads."""
 
@@ -73,6 +83,28 @@ class Body(BaseModel):
                 if name not in cls.model_fields:
                     raise PydanticCustomError("no_such_option", "There is no option {name}", {"name": _printable(name)})
         return data
+
+
+PASSED_ON = (
+    "frequency_penalty",
+    "n",
+    "presence_penalty",
+    "seed",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "stop_token_ids",
+    "bad_words",
+    "allowed_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+)
+"""Options that have the same name and meaning in SamplingParams."""
 
 
 class StreamOptions(Body):
@@ -102,6 +134,10 @@ class SamplingBody(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
+    bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BIASES, fail_fast=True)] | None = (
+        None
+    )
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -121,39 +157,25 @@ class SamplingBody(Body):
                 raise ValueError(f"logit_bias must map token ids to numbers, got {token[:20]!r}")
         return self
 
-    def sampling_params(self, max_tokens: int, **options: Any) -> SamplingParams:
-        """The engine's options: what the body leaves out takes OpenAI's default.
+    def sampling_params(self, defaults: Mapping[str, Any], **options: Any) -> SamplingParams:
+        """The engine's options.
+
+        Args:
+            defaults: what the model's authors advise, for what the body leaves out; beyond that OpenAI's defaults hold.
+            options: set by the route.
 
         Raises:
             InvalidRequestError: options contradict each other.
         """
-        given = {
-            name: getattr(self, name)
-            for name in (
-                "frequency_penalty",
-                "n",
-                "presence_penalty",
-                "seed",
-                "stop",
-                "temperature",
-                "top_p",
-                "top_k",
-                "min_p",
-                "repetition_penalty",
-                "min_tokens",
-                "stop_token_ids",
-            )
-            if getattr(self, name) is not None
-        }
+        given = {name: getattr(self, name) for name in PASSED_ON if getattr(self, name) is not None}
         return SamplingParams(
-            **given,
-            max_tokens=max_tokens,
-            logit_bias={int(token): value for token, value in (self.logit_bias or {}).items()} or None,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
-            output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
-            **options,
+            **{
+                **defaults,
+                **given,
+                "logit_bias": {int(token): value for token, value in (self.logit_bias or {}).items()} or None,
+                "output_kind": RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
+                **options,
+            }
         )
 
 
@@ -213,6 +235,8 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: TemplateOptions | None = None
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none"] | None = None
@@ -225,6 +249,12 @@ class ChatBody(SamplingBody):
     def _top_logprobs_need_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: set it to true")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_on_or_begins_anew(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message needs add_generation_prompt to be false")
         return self
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -25,6 +26,7 @@ from pagedlab.interfaces.openai_server.shares import Shares
 from pagedlab.interfaces.openai_server.sse import EventStream, until_disconnect
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
 from pagedlab.interfaces.request_stream import Output, RequestStream
+from pagedlab.interfaces.sampling_options import room_behind
 from pagedlab.model_authoring.request import PoolingParams
 from pagedlab.sampling_params import SamplingParams
 
@@ -149,19 +151,29 @@ class Serving:
         self._check_characters(texts)
         return [PromptTokens(*pair) for pair in zip(texts, await self.tokenize(texts, add_special_tokens), strict=True)]
 
-    async def read_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> PromptTokens:
+    async def read_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, **options: bool
+    ) -> PromptTokens:
         """A conversation, written with the model's own chat template, in transformers' sandbox.
+
+        Args:
+            messages: the turns.
+            variables: of the client, for the template to read. They cannot set how it is run, nor be another template.
+            options: of transformers' apply_chat_template.
 
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
         """
         if not getattr(self.tokenizer, "chat_template", None):
             raise InvalidRequestError("The model has no chat template (a base model?): use /v1/completions.")
+        taken = sorted({*(variables or {})} & {*signature(self.tokenizer.apply_chat_template).parameters})
+        if taken:
+            raise InvalidRequestError(
+                f"chat_template_kwargs are what the template reads, not {taken[0]}: leave it out."
+            )
         turns = [message.as_turn() for message in messages]
         try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, **(variables or {}), **options)
         except Exception as error:  # a template is the model's own code and may raise anything
             raise InvalidRequestError(f"The chat template refused the messages: {str(error)[:200]}.") from error
         self._check_characters([text])
@@ -187,11 +199,13 @@ class Serving:
             )
 
     def room(self, prompts: Sequence[PromptTokens]) -> int:
-        """Most tokens that every one of the prompts could be continued by; at least 1, for the engine to refuse."""
-        limits = self.engine.limits
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        # The last token generated needs no slot.
-        return max(1, min(limits.max_model_len, limits.num_blocks * limits.block_size + 1) - longest)
+        """Most tokens that every one of the prompts could be continued by."""
+        return room_behind(max(len(prompt.token_ids) for prompt in prompts), self.engine.limits)
+
+    def default_max_tokens(self, prompts: Sequence[PromptTokens], otherwise: int | None = None) -> int:
+        """For a body that names none: what the model's generation_config.json says, or `otherwise`, or all the room."""
+        room = self.room(prompts)
+        return min(room, self.engine.default_sampling.get("max_tokens") or otherwise or room)
 
     # ---- running it ---------------------------------------------------------------------------------------------
 

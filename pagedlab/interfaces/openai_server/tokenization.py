@@ -18,7 +18,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     serving: Serving = request.app.state.serving
     serving.model(body.model)
     if body.messages is not None:
-        tokens = (await serving.read_chat(body.messages, body.add_generation_prompt)).token_ids
+        tokens = (await serving.read_chat(body.messages, add_generation_prompt=body.add_generation_prompt)).token_ids
     else:
         (tokens,) = await serving.tokenize([body.prompt or ""], body.add_special_tokens)
 
