@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pagedlab.errors import InvalidRequestError, PagedlabError
+from pagedlab.errors import PagedlabError
+from pagedlab.interfaces.terminal import print_stream, read_input, read_line, stop_on_interrupt
 
 if TYPE_CHECKING:
     from pagedlab.interfaces.llm import LLM
@@ -92,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "talk to the model; one question on the command line, or a conversation",
         run_chat,
         '  pagedlab chat "What is a KV cache?"\n'
-        "  pagedlab chat                                # /reset forgets, /exit or Ctrl-D ends\n"
+        "  pagedlab chat                                # Ctrl-C stops an answer, /reset forgets, /exit ends\n"
         '  pagedlab chat --system "Answer in one word."',
     )
     chat.add_argument("question", nargs="?", help="ask this alone; without it a conversation starts")
@@ -206,7 +207,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
         elif text:
             messages.append({"role": "user", "content": text})
             try:
-                messages.append({"role": "assistant", "content": answer(llm, messages, params)})
+                with stop_on_interrupt() as was_interrupted:
+                    messages.append({"role": "assistant", "content": answer(llm, messages, params, was_interrupted)})
             except PagedlabError as error:  # too long a conversation, say: it ends the turn, not the program
                 messages.pop()
                 print(f"{error} (/reset starts afresh)", file=sys.stderr)
@@ -261,46 +263,14 @@ def sampling_params(arguments: argparse.Namespace) -> SamplingParams:
     )
 
 
-def answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams) -> str:
+def answer(
+    llm: LLM, messages: list[dict[str, str]], params: SamplingParams, is_enough: Callable[[], bool] = lambda: False
+) -> str:
     """Print the model's reply while it is generated, and return it."""
     text = llm.apply_chat_template(messages)
     # The template has written every special token itself: as ids, no tokenizer can add a second BOS.
     prompt: Any = {"prompt": text, "prompt_token_ids": llm.get_tokenizer().encode(text, add_special_tokens=False)}
-    return print_stream(llm, prompt, params)
-
-
-def print_stream(llm: LLM, prompt: Any, params: SamplingParams) -> str:
-    pieces = []
-    for piece in llm.stream(prompt, params):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print()
-    return "".join(pieces)
-
-
-def read_line(prompt: str) -> str | None:
-    """A stripped line, or None at the end of the input."""
-    try:
-        return read_input(lambda: input(prompt)).strip()
-    except EOFError:
-        print()
-        return None
-
-
-def read_input(read: Callable[[], str]) -> str:
-    """Text from standard input.
-
-    Raises:
-        InvalidRequestError: there is none, or it is not UTF-8.
-    """
-    if sys.stdin is None:  # closed, as in `pagedlab chat <&-`
-        raise InvalidRequestError("There is no standard input: give the text on the command line.")
-    try:
-        text = read()
-        text.encode()  # bytes that are no UTF-8 may have come in as halves of surrogate pairs
-    except UnicodeError:
-        raise InvalidRequestError("The input is not UTF-8: convert it first (iconv -t UTF-8).") from None
-    return text
+    return print_stream(llm, prompt, params, is_enough)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class LLM:
         except Exception as error:  # a template is the model's own code and may raise anything
             raise InvalidRequestError(f"The chat template refused the messages: {error}.") from error
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[str, None, None]:
         """Yield one prompt's text piece by piece; closing the iterator early aborts the request.
 
         Streams may be read in turns, and other calls made in between: whoever steps the engine advances them all.
