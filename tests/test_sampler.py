@@ -432,3 +432,35 @@ def test_min_tokens_bans_stop_tokens_until_enough_tokens_are_out():
 
 def test_an_empty_batch_gives_an_empty_result():
     assert Sampler()(torch.zeros(0, 5), []).token_ids == []
+
+
+class Counted(dict):
+    """Counts how often somebody goes through its entries."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+    def items(self):
+        self.walks += 1
+        return super().items()
+
+    def values(self):
+        self.walks += 1
+        return super().values()
+
+
+def test_biases_are_gone_through_once_however_many_steps_there_are():
+    """1,024 of them in each of 32 rows, made into a tensor anew each step, took 3 % of a step on a CPU."""
+    params = SamplingParams(temperature=0)
+    params.logit_bias = Counted({5: 9.0, 11: 50.0, 7: 8.0})  # the model has no token 11
+    one = row(params)
+    for step in range(10):
+        logits = torch.zeros(1, 10)
+        assert Sampler()(logits, [one]).token_ids == [5] and not logits.any()
+        one.output_token_ids.append(step)
+    assert 1 <= params.logit_bias.walks <= 2
+    other = dataclasses.replace(one, params=SamplingParams(temperature=0, logit_bias={3: 1.0}))
+    assert Sampler()(torch.zeros(2, 10), [one, other]).token_ids == [5, 3]

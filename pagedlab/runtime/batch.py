@@ -60,6 +60,15 @@ class SamplingRow:
     num_logprobs: int | None = None
     num_in_flight: int = 0
     bad_word_ids: Sequence[Sequence[int]] = ()
+    _bias: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """params.logit_bias as arrays, token ids int64 and values float64. Made once, for a row serves all steps."""
+        if self._bias is None:
+            given = self.params.logit_bias or {}
+            self._bias = np.fromiter(given, np.int64, len(given)), np.fromiter(given.values(), np.float64, len(given))
+        return self._bias
 
 
 @dataclass(slots=True)

@@ -165,7 +165,8 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
     """Apply what changes logits to `x` [rows, vocab], in place. Unknown token ids do nothing."""
     vocab = x.shape[1]
     flat = x.view(-1)
-    biased: dict[int, float] = {}
+    biased: list[np.ndarray] = []  # flat indices, and what their logits get
+    bias: list[np.ndarray] = []
     banned: list[int] = []
     seen: list[np.ndarray] = []  # flat indices; then, for each of them, how its logit changes
     scale: list[np.ndarray] = []
@@ -179,7 +180,11 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
             x[i, allowed] = kept
         if row.bad_word_ids:
             banned += [i * vocab + t for t in _last_tokens(row.bad_word_ids, list(output)) if t < vocab]
-        biased |= {i * vocab + t: bias for t, bias in (params.logit_bias or {}).items() if 0 <= t < vocab}
+        if params.logit_bias:
+            tokens, values = row.bias
+            known = (tokens >= 0) & (tokens < vocab)
+            biased.append(i * vocab + tokens[known])
+            bias.append(values[known])
         if len(output) < params.min_tokens:
             banned += [i * vocab + t for t in row.stop_token_ids if 0 <= t < vocab]
         if params.repetition_penalty == 1.0 and not params.frequency_penalty and not params.presence_penalty:
@@ -195,8 +200,7 @@ def _change_logits(x: Tensor, rows: list[SamplingRow]) -> None:
         scale.append(np.full(len(tokens), params.repetition_penalty))
         subtract.append(params.frequency_penalty * counts + params.presence_penalty * (counts > 0))
     if biased:
-        index = _send(list(biased), x)
-        flat.index_add_(0, index, _send(list(biased.values()), x).to(x.dtype))
+        flat.index_add_(0, _send(np.concatenate(biased), x), _send(np.concatenate(bias), x).to(x.dtype))
     if banned:
         flat.index_fill_(0, _send(banned, x), -math.inf)
     if seen:
