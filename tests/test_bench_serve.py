@@ -18,7 +18,7 @@ import pytest
 from server_tools import make_tiny_chat_model, running, wait_until
 from transformers import AutoTokenizer
 
-from pagedlab.bench import cli, servers, soak
+from pagedlab.bench import cli, serve, servers, soak
 from pagedlab.bench.http_load import Answer, loopback_url, stream_completion
 from pagedlab.bench.serve_load import Slo, check_counts, scaled_lengths, serve_jobs, summarize, whole_words
 from pagedlab.bench.servers import ServerStartError, parse_metrics, transformers_server
@@ -182,6 +182,36 @@ def test_bench_serve_starts_a_server_measures_it_and_ends_it(model: Path, tmp_pa
     assert result["ratio_to_offline"]["median"] > 0
     assert result["environment"]["packages"]["torch"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bursts_latencies_are_those_of_every_round(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were those of the last round alone, which nothing said."""
+    bursts: list[list[Answer]] = []
+    real = serve.send_all
+
+    async def spy(*arguments: Any) -> tuple[list[Answer], float]:
+        answers, seconds = await real(*arguments)
+        if arguments[3] == 3:  # at once: the warm-up sends 4, Poisson arrivals all
+            bursts.append(answers)
+        return answers, seconds
+
+    monkeypatch.setattr(serve, "send_all", spy)
+    file = tmp_path / "serve.json"
+    with running(model, num_blocks=512) as server:
+        where = ["--base-url", server.url, "--no-offline", "--rounds", "3", "--json", str(file)]
+        assert cli.main(["serve", "--model", str(model), *SMALL, *where]) == 0
+    result = json.loads(file.read_text())
+    answers = [answer for one in bursts for answer in one]
+    assert len(bursts) == 3 and result["burst"]["rounds"] == 3
+    assert result["burst"]["completed"] == len(answers) == 18
+    for name in ("ttft", "e2e"):
+        values = [1000 * getattr(answer, name) for answer in answers]
+        key = {"ttft": "ttft", "e2e": "e2el"}[name]
+        assert result["burst"][f"p99_{key}_ms"] == pytest.approx(np.percentile(values, 99))
+    rates = result["output_tokens_per_s"]["pagedlab_serve"]
+    assert rates["min"] <= result["burst"]["output_throughput"] <= rates["max"]
 
 
 def test_errors_are_said_and_end_the_command_with_1(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@ them; ratios are formed round by round.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the benchmark for each number type and print one table for each."""
+    """Run the benchmark for each number type and print one table for each; 1 if a peer failed and is missing in it."""
     fill_in_defaults(arguments)
     if arguments.peers is None:
         arguments.peers = available_peers()
@@ -79,7 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"Written to {write_json(arguments.json, result)}")
     if arguments.picture:
         print(f"Drawn to {draw_offline(result, arguments.picture)}")
-    return 0
+    return 1 if any(run["peers_missing"] for run in result["runs"].values()) else 0
 
 
 def fill_in_defaults(arguments: argparse.Namespace) -> None:
@@ -100,23 +102,14 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     jobs = offline_jobs(
         arguments.num_prompts, vocab, input_range=tuple(arguments.input_len), output_range=tuple(arguments.output_len)
     )
-    peer = None
-    if set(arguments.peers) & {"static", "generate_batch"}:
-        peer = load_peer(llm.model_path, getattr(torch, dtype), worker.device, dummy=bool(arguments.shape))
     static_batch_size = 64 if worker.device.type == "cuda" else 32  # 256 padded rows of 2,048 tokens overflow 80 GB
     warm_up = [Job(job.prompt_token_ids, 2) for job in jobs[:4]]
     run_engine(llm, warm_up)
-    seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []} | {name: [] for name in arguments.peers}
+    peers = Peers(
+        arguments.peers, peer_runs(llm, dtype, worker.device, static_batch_size, dummy=bool(arguments.shape)), warm_up
+    )
+    seconds: dict[str, list[float]] = {"pagedlab": [], "floor": []}
     overhead: list[float] = []
-    runs: dict[str, Callable[[Any, list[Job]], float]] = {
-        "static": partial(run_static, batch_size=static_batch_size),
-        "generate_batch": run_generate_batch,
-    }
-    if "vllm" in arguments.peers:
-        other = load_vllm(llm.model_path, dtype, dummy=bool(arguments.shape))
-        runs["vllm"] = lambda _, jobs: run_vllm(other, jobs)
-    for name in arguments.peers:
-        runs[name](peer, warm_up)
     for _ in tqdm(range(arguments.rounds), desc=f"Rounds in {dtype}"):
         llm.reset_prefix_cache()
         before = llm.stats()
@@ -125,8 +118,8 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
         overhead.append((after.schedule_time + after.update_time - before.schedule_time - before.update_time) / taken)
         seconds["pagedlab"].append(taken)
         seconds["floor"].append(floor_seconds(worker.model, steps))
-        for name in arguments.peers:
-            seconds[name].append(runs[name](peer, jobs))
+        peers.run(jobs)
+    seconds |= peers.seconds
     num_output = sum(job.max_tokens for job in jobs)
     run_result: dict[str, Any] = {
         "num_prompts": len(jobs),
@@ -135,7 +128,8 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
         "num_steps": len(steps),
         "static_batch_size": static_batch_size,
         "output_tokens_per_s": {name: spread([num_output / t for t in times]) for name, times in seconds.items()},
-        "speedup": {name: ratios(seconds[name], seconds["pagedlab"]) for name in arguments.peers},
+        "speedup": {name: ratios(seconds[name], seconds["pagedlab"]) for name in peers.seconds},
+        "peers_missing": peers.missing,
         "share_of_floor": ratios(seconds["floor"], seconds["pagedlab"]),
         "host_share": spread(overhead),
     }
@@ -144,6 +138,67 @@ def bench_dtype(arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     is_standard = worker.device.type == "cpu" and not arguments.shape and not arguments.model and len(jobs) == 32
     run_result["targets"] = TARGETS.get(dtype, {}) if is_standard else {}
     return run_result
+
+
+def peer_runs(
+    llm: LLM, dtype: str, device: torch.device, static_batch_size: int, dummy: bool
+) -> dict[str, Callable[[], Callable[[list[Job]], float]]]:
+    """For each peer, what loads it and returns what times it; transformers' two share one model."""
+    path = llm.model_path
+    assert path is not None
+
+    @cache
+    def transformers() -> Any:
+        return load_peer(path, getattr(torch, dtype), device, dummy=dummy)
+
+    return {
+        "static": lambda: partial(run_static, transformers(), batch_size=static_batch_size),
+        "generate_batch": lambda: partial(run_generate_batch, transformers()),
+        "vllm": lambda: partial(run_vllm, load_vllm(path, dtype, dummy=dummy)),
+    }
+
+
+class Peers:
+    """The other engines. One that fails is left out from then on, and its failure is said in one sentence.
+
+    Args:
+        names: of those that are wanted.
+        loads: for each name, what loads the engine and returns what times it.
+        warm_up: its first jobs, which are not timed.
+
+    Attributes:
+        seconds: of each engine that has not failed, one number a round
+        missing: name -> why it failed
+    """
+
+    def __init__(
+        self, names: Sequence[str], loads: Mapping[str, Callable[[], Callable[[list[Job]], float]]], warm_up: list[Job]
+    ) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self.missing: dict[str, str] = {}
+        self._runs: dict[str, Callable[[list[Job]], float]] = {}
+        for name in names:
+            with self._said(name):
+                self._runs[name] = loads[name]()
+                self._runs[name](warm_up)
+                self.seconds[name] = []
+
+    def run(self, jobs: list[Job]) -> None:
+        """Time one round of each."""
+        for name in list(self.seconds):
+            with self._said(name):
+                self.seconds[name].append(self._runs[name](jobs))
+
+    @contextmanager
+    def _said(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # it is another project's, and may fail in any way
+            text = " ".join(str(error).split())[:300]
+            self.missing[name] = text if isinstance(error, PagedlabError) else f"{type(error).__name__}: {text}"
+            self.seconds.pop(name, None)
+            self._runs.pop(name, None)
+            print(f"Without {name}, which failed: {self.missing[name]}", file=sys.stderr)
 
 
 def bench_prefix(arguments: argparse.Namespace, dtype: str, vocab: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pagedlab.bench.http_load import loopback_url, send_all
+from pagedlab.bench.http_load import Answer, loopback_url, send_all
 from pagedlab.bench.pictures import draw_serve
 from pagedlab.bench.report import check_writable, environment, ratios, show, spread, write_json
 from pagedlab.bench.serve_load import (
@@ -105,6 +105,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     check_writable(arguments.json, arguments.picture)
 
 
+Round = tuple[list[Answer], float]
+"""The answers of one burst, and the seconds that it took."""
+
+
 class Benchmark:
     """One run.
 
@@ -168,15 +172,15 @@ class Benchmark:
             address, result["start_seconds"] = stack.enter_context(self._server())
             peer = None if arguments.no_peer else self._start_peer(stack, result)
             self._warm_up(address, peer, result)
-            burst, tokens = self._bursts(address, peer, result)
-            result["burst"] = burst[-1]
+            rounds, tokens = self._bursts(address, peer, result)
+            result["burst"] = self._all_rounds(rounds)
             rate = arguments.request_rate or SHARE_OF_CAPACITY * float(
-                np.median([one["request_throughput"] for one in burst])
+                np.median([self._summary(*one)["request_throughput"] for one in rounds])
             )
             if rate > 0:
                 arrivals = poisson_arrivals(len(self.jobs), rate, np.random.default_rng(arguments.seed)).tolist()
-                result["poisson"] = self._over_http(address, self.jobs, arrivals, len(self.jobs), "Poisson")
-                result["poisson"]["request_rate"] = rate
+                poisson = self._over_http(address, self.jobs, arrivals, len(self.jobs), "Poisson")
+                result["poisson"] = {**self._summary(*poisson), "request_rate": rate}
         result["output_tokens_per_s"] = {name: spread(rates) for name, rates in tokens.items()}
         for name in ("offline", "transformers_serve"):
             if len(tokens.get(name, ())) == arguments.rounds:
@@ -232,23 +236,34 @@ class Benchmark:
 
     def _bursts(
         self, address: tuple[str, int], peer: ServerProcess | None, result: dict[str, Any]
-    ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    ) -> tuple[list[Round], dict[str, list[float]]]:
         """Each round times one after the other, so that a drift of the machine's speed falls on all."""
-        burst: list[dict[str, Any]] = []
+        burst: list[Round] = []
+        others: list[Round] = []
         tokens: dict[str, list[float]] = {"offline": [], "pagedlab_serve": [], "transformers_serve": []}
         now = [0.0] * len(self.jobs)
         for index in range(self.arguments.rounds):
             if not self.arguments.no_offline:
                 tokens["offline"].append(result["num_output_tokens"] / self._offline(self.jobs))
             burst.append(self._over_http(address, self.jobs, now, self.arguments.max_concurrency, f"burst {index + 1}"))
-            tokens["pagedlab_serve"].append(burst[-1]["output_throughput"])
-            if peer is not None and "peer_missing" not in result:
-                rate = self._peer_burst(peer, now, result)
-                tokens["transformers_serve"] += [rate] if rate else []
+            tokens["pagedlab_serve"].append(self._summary(*burst[-1])["output_throughput"])
+            if peer is not None and "peer_missing" not in result and (other := self._peer_burst(peer, now, result)):
+                others.append(other)
+                tokens["transformers_serve"].append(self._summary(*other)["output_throughput"])
+        if others:
+            result["transformers_serve"] = self._all_rounds(others)
         return burst, {name: rates for name, rates in tokens.items() if rates}
 
-    def _peer_burst(self, peer: ServerProcess, arrivals: list[float], result: dict[str, Any]) -> float | None:
-        """The peer's output tokens a second; a peer that fails is left out from then on, and said to be."""
+    def _summary(self, answers: list[Answer], seconds: float) -> dict[str, Any]:
+        return summarize(answers, seconds, self.slo)
+
+    def _all_rounds(self, rounds: list[Round]) -> dict[str, Any]:
+        """One summary of them: latencies over every request of every round, rates over the time of all."""
+        answers = [answer for one, _ in rounds for answer in one]
+        return {**self._summary(answers, sum(seconds for _, seconds in rounds)), "rounds": len(rounds)}
+
+    def _peer_burst(self, peer: ServerProcess, arrivals: list[float], result: dict[str, Any]) -> Round | None:
+        """The peer's answers; a peer that fails is left out from then on, and said to be."""
         bodies = [transformers_body(job, str(self.model_path)) for job in self.jobs]
         limits = (self.arguments.max_concurrency, self.arguments.request_timeout)
         peer.resume()
@@ -260,12 +275,11 @@ class Benchmark:
             result["peer_missing"] = f"transformers serve failed {len(failed)} of {len(answers)} requests: {failed[0]}"
             print(f"Without a peer: {result['peer_missing']}")
             return None
-        result["transformers_serve"] = summarize(answers, seconds, self.slo)
-        return float(result["transformers_serve"]["output_throughput"])
+        return answers, seconds
 
     def _over_http(
         self, address: tuple[str, int], jobs: list[TextJob], arrivals: list[float], at_once: int, what: str
-    ) -> dict[str, Any]:
+    ) -> Round:
         """Send the jobs to pagedlab's server; errors and wrong counts are noted."""
         self.salts += 1
         bodies = [pagedlab_body(job, f"round {self.salts}") for job in jobs]
@@ -276,7 +290,7 @@ class Benchmark:
         after = asyncio.run(scrape(address))
         if before is not None and after is not None:
             self.errors += [f"{what}: {wrong}" for wrong in check_metrics(before, after, answers)]
-        return summarize(answers, seconds, self.slo)
+        return answers, seconds
 
     def _offline(self, jobs: list[TextJob]) -> float:
         """Seconds that LLM.generate takes for the same texts."""
