@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pagedlab.course as course
 from pagedlab.basics.attention import OnlineSoftmax, attention
 from pagedlab.course import exercises, ledger, predictions, progress, questions
 from pagedlab.course.chapters import CHAPTERS, TOKEN_WAY, files_beside_the_way
+from pagedlab.course.claims import linked
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import BADGES, format_value, plain_value
 from pagedlab.errors import ClaimError, CourseError
@@ -608,3 +610,13 @@ def test_controls_redraw_with_what_the_reader_chose(monkeypatch: pytest.MonkeyPa
 def test_no_number_is_within_a_tolerance_of_infinity() -> None:
     assert not matches(3.0, float("inf"), 1e-6, absolute=False)
     assert not matches(float("inf"), 3.0, 1e-6, absolute=False)
+
+
+def test_an_address_in_a_source_is_a_link_without_the_comma_behind_it() -> None:
+    source = "Paper (https://a.org/b_(c)?x=1&y=2), code: http://c.org/d; e.g. https://f.org."
+    assert re.findall('href="(.*?)"', linked(source)) == [
+        "https://a.org/b_(c)?x=1&amp;y=2",
+        "http://c.org/d",
+        "https://f.org",
+    ]
+    assert html.unescape(re.sub("<.*?>", "", linked(source))) == source

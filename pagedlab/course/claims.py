@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pagedlab.course import ledger
 from pagedlab.course.comparison import matches
 from pagedlab.course.display import BADGES, badge, emit, format_value, plain_value, table, text
 from pagedlab.errors import ClaimError, CourseError
+
+ADDRESS = re.compile(r"https?://\S*[^\s.,;:)]")
 
 
 def claim(identifier: str, measured: Any) -> None:
@@ -76,9 +79,5 @@ def adds(right: str, measured: str) -> bool:
 
 
 def linked(source: str) -> str:
-    """A source with its address as a link."""
-    words = [
-        f'<a href="{text(word)}">{text(word)}</a>' if word.startswith(("https://", "http://")) else text(word)
-        for word in source.split(" ")
-    ]
-    return " ".join(words)
+    """A source with its addresses as links; a comma behind one is no part of it."""
+    return ADDRESS.sub(lambda found: f'<a href="{found[0]}">{found[0]}</a>', text(source))
