@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_tools import RunningServer, check_error, make_tiny_chat_model, running
+from server_tools import RunningServer, check_error, chunks, make_tiny_chat_model, running
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pagedlab.interfaces.openai_server import body_structure, serving
+from pagedlab import LLM, SamplingParams
+from pagedlab.interfaces import output_processing
+from pagedlab.interfaces.input_processing import Limits
+from pagedlab.interfaces.openai_server import answer_size, body_structure, serving
 from pagedlab.interfaces.openai_server.body_structure import check_structure, outside_strings
 from pagedlab.interfaces.openai_server.errors import ApiError
 from pagedlab.interfaces.openai_server.prompt_length import most_characters
 from pagedlab.interfaces.openai_server.responses import ModelCard, ModelList, with_list
+from pagedlab.interfaces.outputs import CompletionOutput, Logprob, RequestOutput
+from pagedlab.sampling_params import RequestOutputKind
 
 JSON = {"Content-Type": "application/json"}
 
@@ -266,3 +271,94 @@ def test_an_answer_that_fails_while_it_is_written_is_an_error(
     with server.client() as client:
         error = check_error(client.post("/v1/embeddings", json={"input": "the", "dimensions": 7}), 400)
     assert error["param"] == "dimensions" and re.search(r"have \d+ dimensions", error["message"])
+
+
+# ---- log-probabilities ----------------------------------------------------------------------------------------------
+
+PROMPT = [5] * 10
+TOO_MANY = [
+    ("/v1/completions", {"prompt": [PROMPT] * 64, "logprobs": 20, "max_tokens": 4000}),
+    ("/v1/completions", {"prompt": [[5] * 4000] * 64, "logprobs": 20, "max_tokens": 0, "echo": True}),
+    ("/v1/completions", {"prompt": PROMPT, "logprobs": 20, "max_tokens": 2000, "n": 128, "stream": True}),
+    ("/v1/chat/completions", {"messages": [TURN], "logprobs": True, "top_logprobs": 20, "n": 100}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), TOO_MANY, ids=lambda value: str(value)[-60:])
+def test_log_probabilities_cannot_fill_the_memory(server: RunningServer, path: str, body: dict) -> None:
+    """128 completions of 8,192 tokens with all of theirs would take 17 GB."""
+    with server.client() as client:
+        error = check_error(client.post(path, json=body), 400)
+    assert error["param"] == "logprobs" and "log-probabilities, and 4194304 are allowed" in error["message"]
+    assert not server.serving.engine.pending
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.none() | st.integers(0, 3),
+    st.integers(1, 3),
+)
+def test_the_size_that_is_checked_is_the_size_that_can_come(
+    lengths: list[int], max_tokens: int, logprobs: int, prompt_logprobs: int | None, n: int
+) -> None:
+    """The limit is met exactly by an answer of that many entries, written out here one by one."""
+    params = SamplingParams(n=n, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    entry = dict.fromkeys(range(1 + logprobs), Logprob(0.0))
+    echoed = dict.fromkeys(range(1 + (prompt_logprobs or 0)), Logprob(0.0))
+    outputs = [
+        RequestOutput(
+            "r",
+            None,
+            [],
+            [CompletionOutput(i, "", [], logprobs=[entry] * max_tokens) for i in range(n)],
+            True,
+            prompt_logprobs=None if prompt_logprobs is None else [echoed] * length,
+        )
+        for length in lengths
+    ]
+    size = answer_size.answer_size(outputs) - n * len(lengths)  # less the choices themselves
+    limits = Limits(vocab_size=10, max_model_len=100, block_size=16, num_blocks=10, max_num_seqs=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer_size, "MAX_LOGPROB_ENTRIES", size)
+        answer_size.check_answer_size(lengths, params, limits)
+        patch.setattr(answer_size, "MAX_LOGPROB_ENTRIES", size - 1)
+        with pytest.raises(ApiError):
+            answer_size.check_answer_size(lengths, params, limits)
+
+
+def test_a_streams_steps_do_not_go_through_the_prompt_again(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of an echoed stream made every prompt token's entry anew: up to seconds, for all others too."""
+    made = []
+    real = output_processing.as_dict
+    monkeypatch.setattr(output_processing, "as_dict", lambda *a: made.append(1) or real(*a))
+    body = {"prompt": PROMPT * 10, "echo": True, "logprobs": 2, "max_tokens": 30, "stream": True, "ignore_eos": True}
+    with server.client() as client:
+        found = chunks(client.post("/v1/completions", json=body))
+    tokens = [one for chunk in found for choice in chunk["choices"] for one in choice["logprobs"]["tokens"]]
+    assert len(tokens) == 130 and len(made) == 129  # nothing predicts the first token
+
+
+def test_cumulative_log_probabilities_are_the_sum(model: Path) -> None:
+    llm = LLM(model, num_blocks=64)
+    params = SamplingParams(max_tokens=40, logprobs=1, seed=3, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+    llm.llm_engine.add_request("r", {"prompt_token_ids": PROMPT}, params)
+    total = 0.0
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            (one,) = output.outputs
+            total = sum((next(iter(entry.values())).logprob for entry in one.logprobs or ()), total)
+            assert one.cumulative_logprob == total
+    assert total < 0
+
+
+@pytest.mark.parametrize(("penalty", "status"), [(5e-324, 400), (1e-7, 400), (1e-6, 200), (100, 200)])
+def test_a_penalty_that_makes_logits_infinite_is_the_clients_error(
+    server: RunningServer, penalty: float, status: int
+) -> None:
+    with server.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": PROMPT, "repetition_penalty": penalty, "max_tokens": 4})
+    assert answer.status_code == status, answer.text

@@ -34,6 +34,9 @@ class Completion:
     num_detokenized: int = 0
     num_sent_tokens: int = 0
     num_sent_logprobs: int = 0
+    cumulative_logprob: float = 0.0
+    """Of the first num_summed tokens. To sum up all of them each step would take ever longer."""
+    num_summed: int = 0
 
     def read_along(self) -> str | None:
         """Follow the sequence's newest token; the stop string that it completed, if it did."""
@@ -51,12 +54,14 @@ class Completion:
         self.num_sent_tokens = sequence.num_output_tokens
         self.num_sent_logprobs = len(sequence.logprobs)
         wants_logprobs = sequence.params.logprobs is not None
+        new = (entry.logprobs[0] for entry in sequence.logprobs[self.num_summed :] if entry)
+        self.cumulative_logprob, self.num_summed = sum(new, self.cumulative_logprob), len(sequence.logprobs)
         tokenizer = tokenizer if sequence.params.detokenize else None
         return CompletionOutput(
             index=sequence.index,
             text=self._text(delta),
             token_ids=token_ids,
-            cumulative_logprob=sum(e.logprobs[0] for e in sequence.logprobs if e) if wants_logprobs else None,
+            cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
             logprobs=[as_dict(entry, tokenizer) for entry in logprobs if entry] if wants_logprobs else None,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
@@ -104,6 +109,8 @@ class Generation:
     completions: list[Completion] = field(default_factory=list)
     beam_search: BeamSearch | None = None
     error: str | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """As they are handed out, once they are complete."""
     is_silent: bool = False
     """Nothing is handed out before a sequence ends."""
 
@@ -122,20 +129,29 @@ class Generation:
 
     def output(self, kind: RequestOutputKind, tokenizer: Any | None) -> RequestOutput:
         root = self.root
-        prompt_logprobs = None
-        if root.params.prompt_logprobs is not None:
-            names = tokenizer if root.params.detokenize else None
-            prompt_logprobs = [as_dict(entry, names) if entry else None for entry in root.prompt_logprobs]
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=root.prompt_token_ids,
             outputs=self._outputs(kind, tokenizer),
             finished=self.is_finished,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=self._prompt_logprobs(tokenizer),
             num_cached_tokens=root.num_cached_tokens,
             metrics=self.metrics,
         )
+
+    def _prompt_logprobs(self, tokenizer: Any | None) -> list[dict[int, Logprob] | None] | None:
+        """Made once: from the first token on they do not change, and a stream asks for them at each step."""
+        root = self.root
+        if root.params.prompt_logprobs is None:
+            return None
+        if self.prompt_logprobs is not None:
+            return self.prompt_logprobs
+        names = tokenizer if root.params.detokenize else None
+        found = [as_dict(entry, names) if entry else None for entry in root.prompt_logprobs]
+        if root.num_output_tokens:
+            self.prompt_logprobs = found
+        return found
 
     def pooling_output(self) -> PoolingRequestOutput:
         root = self.root

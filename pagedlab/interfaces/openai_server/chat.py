@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from pagedlab.interfaces.openai_server.answer_size import answer_size
 from pagedlab.interfaces.openai_server.logprobs import chat_logprobs
 from pagedlab.interfaces.openai_server.protocol import ChatBody
 from pagedlab.interfaces.openai_server.responses import (
@@ -20,7 +21,7 @@ from pagedlab.interfaces.openai_server.responses import (
     now,
     with_list,
 )
-from pagedlab.interfaces.openai_server.serving import Serving, UsageCount, answer_size, check_completion
+from pagedlab.interfaces.openai_server.serving import Serving, UsageCount, check_completion
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
 from pagedlab.interfaces.request_stream import RequestStream
 
@@ -65,20 +66,20 @@ class ChatAnswer:
         """The answer's JSON."""
         (output,) = outputs
         self.counted.add(output)
-        choices = []
+        whole = ChatResponse(**self.common, object="chat.completion", choices=[], usage=self.counted.usage())
+        return with_list(whole, "choices", self._choices(output))
+
+    def _choices(self, output: RequestOutput) -> Iterator[ChatChoice]:
+        """One after the other: with log-probabilities each is megabytes of objects until it is written."""
         for completion in output.outputs:
             check_completion(completion)
-            choices.append(
-                ChatChoice(
-                    index=completion.index,
-                    message=AssistantMessage(content=completion.text),
-                    logprobs=self._logprobs(completion),
-                    finish_reason=completion.finish_reason,
-                    stop_reason=completion.stop_reason,
-                )
+            yield ChatChoice(
+                index=completion.index,
+                message=AssistantMessage(content=completion.text),
+                logprobs=self._logprobs(completion),
+                finish_reason=completion.finish_reason or "",
+                stop_reason=completion.stop_reason,
             )
-        whole = ChatResponse(**self.common, object="chat.completion", choices=[], usage=self.counted.usage())
-        return with_list(whole, "choices", choices)
 
     async def chunks(self, stream: RequestStream) -> AsyncIterator[ChatChunk]:
         """Each completion's role first; then one chunk for each that a step brought news of."""

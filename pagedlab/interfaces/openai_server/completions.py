@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from pagedlab.interfaces.openai_server.answer_size import answer_size
 from pagedlab.interfaces.openai_server.logprobs import Entry, completion_logprobs
 from pagedlab.interfaces.openai_server.protocol import CompletionBody
 from pagedlab.interfaces.openai_server.responses import (
@@ -20,7 +21,6 @@ from pagedlab.interfaces.openai_server.serving import (
     PromptTokens,
     Serving,
     UsageCount,
-    answer_size,
     check_completion,
 )
 from pagedlab.interfaces.outputs import CompletionOutput, RequestOutput
@@ -73,23 +73,24 @@ class CompletionAnswer:
 
     def whole(self, outputs: Sequence[Any]) -> str:
         """The answer's JSON."""
-        choices = []
-        for index, output in enumerate(outputs):
+        for output in outputs:
             self._count(output)
+        return with_list(self._response([], usage=self.counted.usage()), "choices", self._choices(outputs))
+
+    def _choices(self, outputs: Sequence[Any]) -> Iterator[CompletionChoice]:
+        """One after the other: with log-probabilities each is megabytes of objects until it is written."""
+        for index, output in enumerate(outputs):
             for completion in output.outputs:
                 check_completion(completion)
                 echo_text, echo_entries = self._echo(index, output)
                 entries: list[Entry | None] = [*echo_entries, *self._entries(completion)]
-                choices.append(
-                    CompletionChoice(
-                        index=index * self.n + completion.index,
-                        text=echo_text + ("" if self.echo_only else completion.text),
-                        logprobs=self._logprobs(index, entries),
-                        finish_reason="length" if self.echo_only else completion.finish_reason,
-                        stop_reason=completion.stop_reason,
-                    )
+                yield CompletionChoice(
+                    index=index * self.n + completion.index,
+                    text=echo_text + ("" if self.echo_only else completion.text),
+                    logprobs=self._logprobs(index, entries),
+                    finish_reason="length" if self.echo_only else completion.finish_reason,
+                    stop_reason=completion.stop_reason,
                 )
-        return with_list(self._response([], usage=self.counted.usage()), "choices", choices)
 
     async def chunks(self, stream: RequestStream) -> AsyncIterator[CompletionResponse]:
         """One chunk for each completion that a step brought news of."""

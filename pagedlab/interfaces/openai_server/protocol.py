@@ -131,7 +131,8 @@ class SamplingBody(Body):
 
     top_k: int | None = Field(None, ge=-1, le=1 << 31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    # Logits are divided by it: much below this they are no float32 any more, and the answer is the server's error.
+    repetition_penalty: float | None = Field(None, ge=1e-6, le=100)
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = None
     bad_words: Annotated[list[StopString], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = None

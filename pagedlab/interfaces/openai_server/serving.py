@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from pagedlab.errors import InvalidRequestError
 from pagedlab.interfaces.async_engine import AsyncLLMEngine
+from pagedlab.interfaces.openai_server.answer_size import check_answer_size
 from pagedlab.interfaces.openai_server.errors import ApiError
 from pagedlab.interfaces.openai_server.prompt_length import most_characters
 from pagedlab.interfaces.openai_server.protocol import Message
@@ -225,6 +226,8 @@ class Serving:
             raise ApiError(
                 400, "priority is read under --scheduling-policy priority alone: leave it out.", param="priority"
             )
+        if isinstance(params, SamplingParams):
+            check_answer_size([len(prompt.token_ids) for prompt in prompts], params, self.engine.limits)
         tenant_salt = request.state.tenant.cache_salt
         salt = ":".join(part for part in (tenant_salt, cache_salt) if part) or None
         request_id = f"{kind}-{request.state.request_id}"
@@ -294,15 +297,6 @@ def check_completion(completion: CompletionOutput) -> None:
         raise ApiError(500, "The engine failed to compute this request; its log says why.", code="engine_error")
     if completion.finish_reason == "abort":
         raise ApiError(503, "The request was aborted by the server.", code="aborted", retry_after=1)
-
-
-def answer_size(outputs: Sequence[Any]) -> int:
-    """Choices and log-probabilities of a whole answer; those of the prompt are in each of its choices."""
-    size = 0
-    for output in outputs:
-        num_echoed = sum(map(len, filter(None, output.prompt_logprobs or ())))
-        size += sum(1 + num_echoed + sum(map(len, one.logprobs or ())) for one in output.outputs)
-    return size
 
 
 def usage(num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int = 0) -> Usage:
