@@ -96,7 +96,7 @@ BODIES = {
     "objects": '{"messages": [{"role": "user", "content": "a", "more": [' + "{}," * 70_000 + "{}]}]}",
     "names": "{" + ",".join(f'"{number}": 1' for number in range(70_000)) + "}",
     "nested": '{"prompt": ' + "[" * 70_000 + "]" * 70_000 + "}",
-    "numbers": '{"prompt": [' + "1," * (1 << 20) + "1, 1]}",
+    "numbers": '{"prompt": [' + "1," * (1 << 19) + "1, 1]}",
     "not even JSON": "[" * 70_000,
 }
 
