@@ -317,6 +317,8 @@ def test_a_value_matches_itself_and_nothing_longer(value: Any) -> None:
         (True, "yes"),
         ((1, 2.5), "1, 2.5"),
         ({"a": 1}, "a: 1"),
+        ({"preempted": [], "free": 0}, "preempted: none, free: 0"),
+        ([[], ""], "none, none"),
         (float("nan"), "nan"),
     ],
 )

@@ -59,7 +59,7 @@ def plain_value(value: Any) -> Any:
 
 
 def format_value(value: Any, unit: str = "") -> str:
-    """A measurement as people write it: 1,048,576; 0.03125; yes; 3, 4, 5."""
+    """A measurement as people write it: 1,048,576; 0.03125; yes; 3, 4, 5. Nothing within something is none."""
     value = plain_value(value)
     if isinstance(value, bool):
         shown = "yes" if value else "no"
@@ -68,9 +68,9 @@ def format_value(value: Any, unit: str = "") -> str:
     elif isinstance(value, float):
         shown = format_float(value)
     elif isinstance(value, dict):
-        shown = ", ".join(f"{key}: {format_value(item)}" for key, item in value.items())
+        shown = ", ".join(f"{key}: {format_value(item) or 'none'}" for key, item in value.items())
     elif isinstance(value, list):
-        shown = ", ".join(format_value(item) for item in value)
+        shown = ", ".join(format_value(item) or "none" for item in value)
     else:
         shown = str(value)
     if not unit:
