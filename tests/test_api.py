@@ -200,7 +200,7 @@ def test_an_engine_that_cannot_be_built_says_what_to_change(
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(ConfigError, match="There is no option 'blok_size': do you mean 'block_size'?"):
+    with pytest.raises(ConfigError, match="There is no option 'blok_size': do you mean 'block_size'"):
         LLM(blok_size=16)
 
 
